@@ -150,6 +150,21 @@ EDITS = (
         "setuptools 82 removed pkg_resources",
     ),
     Edit(
+        "detectron2/modeling/meta_arch/retinanet.py",
+        r"get_norm\(norm, 1\)",
+        "get_norm(norm, 32)",
+        1,
+        "PyTorch now refuses a group norm of one channel, built here only for its type",
+    ),
+    Edit(
+        "detectron2/export/__init__.py",
+        r"from \.api import \*\n",
+        "try:\n    from .api import *\nexcept ImportError:  # the caffe2 export; tracing and scripting need none of it\n"
+        "    pass\n",
+        1,
+        "PyTorch no longer ships caffe2",
+    ),
+    Edit(
         "detectron2/layers/nms.py",
         r"from torchvision\.ops import nms  # BC-compat\n",
         "from torchvision.ops import nms  # BC-compat\n\nfrom detectron2 import _C\n",
