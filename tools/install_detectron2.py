@@ -82,8 +82,8 @@ class Edit:
     path: str
     pattern: str
     replacement: str
-    count: int
     why: str
+    count: int = 1
 
     def apply(self, text: str) -> str:
         edited, count = re.subn(self.pattern, self.replacement, text)
@@ -96,7 +96,7 @@ class Edit:
 
 
 def _numpy_alias(path: str, count: int) -> Edit:
-    return Edit(path, r"\bnp\.(bool|int|float|str)\b", r"\1", count, "numpy 1.24 removed the aliases of builtins")
+    return Edit(path, r"\bnp\.(bool|int|float|str)\b", r"\1", "numpy 1.24 removed the aliases of builtins", count)
 
 
 EDITS = (
@@ -111,78 +111,66 @@ EDITS = (
         "detectron2/layers/mask_ops.py",
         r"np\.array\(mask, copy=False\)",
         "np.asarray(mask)",
-        1,
         "numpy 2 raises where copy=False has to copy",
     ),
     Edit(
         "detectron2/data/transforms/transform.py",
         r"\bImage\.LINEAR\b",
         "Image.BILINEAR",
-        1,
         "Pillow 10 removed the old name",
     ),
     Edit(
         "detectron2/modeling/anchor_generator.py",
         r"torch\.meshgrid\(shifts_y, shifts_x\)",
         'torch.meshgrid(shifts_y, shifts_x, indexing="ij")',
-        1,
         "PyTorch warns in every run where the order is not given",
     ),
     Edit(
         "detectron2/projects/panoptic_deeplab/post_processing.py",
         r"( +)(torch\.arange\(width, dtype=offsets\.dtype, device=offsets\.device\),\n)",
         r'\1\2\1indexing="ij",\n',
-        1,
         "PyTorch warns in every run where the order is not given",
     ),
     Edit(
         "detectron2/model_zoo/model_zoo.py",
         r"import pkg_resources\n",
         "from importlib.resources import files\n",
-        1,
         "setuptools 82 removed pkg_resources",
     ),
     Edit(
         "detectron2/model_zoo/model_zoo.py",
         r'pkg_resources\.resource_filename\(\s*"detectron2\.model_zoo", os\.path\.join\("configs", config_path\)\s*\)',
         'str(files("detectron2.model_zoo") / "configs" / config_path)',
-        1,
         "setuptools 82 removed pkg_resources",
     ),
     Edit(
         "detectron2/modeling/meta_arch/retinanet.py",
         r"get_norm\(norm, 1\)",
         "get_norm(norm, 32)",
-        1,
         "PyTorch now refuses a group norm of one channel, built here only for its type",
     ),
     Edit(
         "detectron2/export/__init__.py",
         r"from \.api import \*\n",
-        "try:\n    from .api import *\nexcept ImportError:  # the caffe2 export; tracing and scripting need none of it\n"
-        "    pass\n",
-        1,
+        "try:\n    from .api import *  # the caffe2 export\nexcept ImportError:\n    pass\n",
         "PyTorch no longer ships caffe2",
     ),
     Edit(
         "detectron2/layers/nms.py",
         r"from torchvision\.ops import nms  # BC-compat\n",
         "from torchvision.ops import nms  # BC-compat\n\nfrom detectron2 import _C\n",
-        1,
         "rotated NMS is compiled: tell so instead of failing on a missing operator",
     ),
     Edit(
         "detectron2/layers/nms.py",
         r"torch\.ops\.detectron2\.nms_rotated\(",
         "_C.nms_rotated(",
-        1,
         "rotated NMS is compiled: tell so instead of failing on a missing operator",
     ),
     Edit(
         "detectron2/evaluation/coco_evaluation.py",
         r"self\._use_fast_impl = use_fast_impl\n",
         "self._use_fast_impl = False  # the fast one is compiled; pycocotools does the work here\n",
-        1,
         "the fast COCO evaluation is compiled",
     ),
 )
