@@ -1,0 +1,6 @@
+"""Weights: where they come from, what format they have, and how they get into a model."""
+
+from .build import build_from_official
+from .load import LoadReport, load_official, load_pretrained, load_weights
+
+__all__ = ["LoadReport", "build_from_official", "load_official", "load_pretrained", "load_weights"]

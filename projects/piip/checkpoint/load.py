@@ -1,0 +1,262 @@
+"""Loading weights of any supported origin into a model, with a report of every name."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..modeling.branches import Branch
+from ..modeling.piip import PIIP
+from .files import read_checkpoint, tensors_of
+from .handlers import resolve
+from .official import describe, official_names
+from .resize import resize_patch_embed, resize_pos_embed
+
+__all__ = ["LoadReport", "load_official", "load_pretrained", "load_weights"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LoadReport:
+    """What happened to every tensor, by our names (``unexpected`` and ``ignored``: by the checkpoint's).
+
+    Attributes:
+        loaded: taken over as they were.
+        resized: taken over after resampling (position embeddings, patch convolutions).
+        missing: in the model, but not in the checkpoint; left as they were.
+        mismatched: in both, with different shapes (``name: checkpoint shape vs model shape``); left as they were.
+        unexpected: in the checkpoint, with no place in the model.
+        ignored: in the checkpoint and known not to be needed.
+    """
+
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor of the model was found and none was left over."""
+        return not (self.missing or self.mismatched or self.unexpected)
+
+    def __add__(self, other: LoadReport) -> LoadReport:
+        return LoadReport(**{k: v + getattr(other, k) for k, v in vars(self).items()})
+
+    def prefixed(self, prefix: str) -> LoadReport:
+        """The same with ``prefix`` before every name."""
+        return LoadReport(**{k: [prefix + name for name in v] for k, v in vars(self).items()})
+
+    def __str__(self) -> str:
+        lines = [", ".join(f"{len(names)} {kind}" for kind, names in vars(self).items())]
+        for kind in ("resized", "missing", "mismatched", "unexpected"):
+            if names := getattr(self, kind):
+                lines.append(f"  {kind}: {_some(names, 6)}")
+        return "\n".join(lines)
+
+
+def load_official(module: nn.Module, state_dict: Mapping, strict: bool = True) -> LoadReport:
+    """Loads a released PIIP checkpoint into our model.
+
+    Takes whole detectors and bare backbones on either side: a detector's backbone is taken out for a backbone, and
+    a bare backbone goes to a detector's backbone. The released four-branch detectors may hold a fourth branch as
+    wide as the third (the released code builds it from the third one's settings); the model then gets such a branch.
+
+    Args:
+        module: a PIIP or SingleBranch backbone, or a Detectron2 R-CNN around one.
+        state_dict: released names to tensors, or a container of it (``state_dict``, ``module``, ``model``).
+        strict: whether anything missing, unexpected or of another shape is an error.
+
+    Raises:
+        CheckpointError: when the checkpoint belongs to another model, or does not fit in strict mode; no weight of
+            the model is changed then.
+    """
+    tensors = tensors_of(state_dict)
+    if any(name.startswith("backbone.") for name in official_names(module).values()):
+        if not any(name.startswith("backbone.") for name in tensors):
+            tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
+        ignored = []
+    else:
+        ignored = [k for k in tensors if k.startswith(("neck.", "rpn_head.", "roi_head.", "bbox_head."))]
+        tensors = {k.removeprefix("backbone."): v for k, v in tensors.items() if k not in ignored}
+    _adapt_fourth_branch(module, tensors)
+    names = official_names(module)
+    # Three-branch DINO detectors carry the finest deconvolution without using it.
+    known = set(names.values())
+    ignored += [k for k in tensors if k.removeprefix("backbone.").startswith("fpn1.") and k not in known]
+    for name in ignored:
+        tensors.pop(name, None)
+    ours = {name: tensors[official] for name, official in names.items() if official in tensors}
+    unexpected = [name for name in tensors if name not in known]
+    return _load(module, ours, LoadReport(unexpected=unexpected, ignored=ignored), expected=names, strict=strict)
+
+
+def load_weights(model: nn.Module, source: str) -> LoadReport:
+    """Loads weights into a model from a file or URI, whatever their format.
+
+    Our own checkpoints, released PIIP checkpoints, Detectron2's and single pretrained networks are told apart by
+    their names. Tensors of another shape (a head for other classes) are left out and reported.
+
+    Args:
+        model: any model; released formats need one that contains a PIIP or SingleBranch backbone.
+        source: local path, ``http(s)://``, ``piip://``, ``lsnet://`` or ``timm://`` address.
+
+    Raises:
+        CheckpointError: when the file cannot be used for this model.
+        DownloadError: when it cannot be fetched.
+    """
+    tensors = tensors_of(read_checkpoint(resolve(source)))
+    own = model.state_dict()
+    branches = [(f"{name}.", module) for name, module in model.named_modules() if isinstance(module, Branch)]
+    try:
+        if sum(name in own for name in tensors) >= 0.5 * min(len(own), len(tensors)):
+            report = LoadReport(unexpected=[name for name in tensors if name not in own])
+            report = _load(model, {k: v for k, v in tensors.items() if k in own}, report, expected=own, strict=False)
+        elif branches and "patch_embed.proj.weight" in tensors and not isinstance(model, Branch):
+            report = _load_into_branches(branches, tensors)
+        else:
+            report = load_official(model, tensors, strict=False)
+    except TypeError as error:
+        raise CheckpointError(
+            f"checkpoint {source!r} shares too few names with the model ({type(model).__name__}), and {error}; "
+            "choose the config that belongs to the checkpoint."
+        ) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {source!r}: {error}") from error
+    logger.info("weights from %s: %s", source, report)
+    return report
+
+
+def load_pretrained(model: nn.Module) -> LoadReport:
+    """Loads the pretrained weights that the branches of a model name in their ``weights`` argument.
+
+    Returns:
+        one report for all branches; an empty one where no branch names any.
+
+    Raises:
+        CheckpointError: when a file does not fit its branch.
+        DownloadError: when a file cannot be fetched.
+    """
+    total = LoadReport()
+    for name, module in model.named_modules():
+        if isinstance(module, Branch) and module.weights:
+            report = load_branch(module, tensors_of(read_checkpoint(resolve(module.weights))), module.weights)
+            logger.info("branch %s from %s: %s", name, module.weights, report)
+            total += report.prefixed(f"{name}.")
+    return total
+
+
+def load_branch(branch: Branch, tensors: Mapping[str, Tensor], source: str = "checkpoint") -> LoadReport:
+    """Loads a single pretrained network (timm's names or those of the original releases) into a branch.
+
+    Final norm, class token and classification head have no place in a branch and are ignored; the position embedding
+    and the patch convolution are resized to the branch's.
+
+    Raises:
+        CheckpointError: when less than nine tenths of the branch is found.
+    """
+    own = branch.state_dict()
+    official = {theirs: ours for ours, theirs in official_names(branch).items()}
+    ours = {official.get(name, name): tensor for name, tensor in tensors.items()}
+    report = LoadReport(ignored=[name for name in ours if name not in own])
+    try:
+        return _load(branch, {k: v for k, v in ours.items() if k in own}, report, own, strict=False, enough=0.75)
+    except CheckpointError as error:
+        raise CheckpointError(f"pretrained weights {source!r} of a {len(own)}-tensor branch: {error}") from error
+
+
+def _load_into_branches(branches: list[tuple[str, Branch]], tensors: Mapping[str, Tensor]) -> LoadReport:
+    """A single network goes to the one branch of its width and depth."""
+    width = tensors["patch_embed.proj.weight"].shape[0]
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+    fitting = [(name, b) for name, b in branches if b.out_channels[-1] == width and b.num_blocks == depth]
+    if len(fitting) != 1:
+        have = ", ".join(f"{b.out_channels[-1]} x {b.num_blocks}" for _, b in branches)
+        raise CheckpointError(
+            f"it is a single network of width {width} and {depth} blocks, which fits {len(fitting)} branches of the "
+            f"model ({have}); name it in the `weights` of the branch it is meant for."
+        )
+    name, branch = fitting[0]
+    return load_branch(branch, tensors).prefixed(name)
+
+
+def _load(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    report: LoadReport,
+    expected: Mapping[str, object],
+    strict: bool,
+    enough: float = 0.5,
+) -> LoadReport:
+    """Loads tensors by our names, after checking all of them.
+
+    Args:
+        expected: names that should be there.
+        enough: the share of ``expected`` below which the checkpoint counts as another model's.
+    """
+    own = module.state_dict()
+    fitted: dict[str, Tensor] = {}
+    for name in expected:
+        if name not in tensors:
+            report.missing.append(name)
+            continue
+        tensor = _fit(name, tensors[name], own[name])
+        if tensor.shape != own[name].shape:
+            shapes = f"{tuple(tensors[name].shape)} vs {tuple(own[name].shape)}"
+            report.mismatched.append(f"{name}: {shapes}")
+            continue
+        fitted[name] = tensor
+        (report.loaded if tensor is tensors[name] else report.resized).append(name)
+    if len(fitted) < enough * len(expected):
+        raise CheckpointError(
+            f"only {len(fitted)} of the model's {len(expected)} tensors fit; the checkpoint looks like "
+            f"{describe(tensors)}{_leftovers(report)}, the model is {describe(own)}. "
+            "Choose the config that belongs to the checkpoint."
+        )
+    if strict and not report.complete:
+        raise CheckpointError(f"the checkpoint does not fit the model exactly: {report}")
+    module.load_state_dict(fitted, strict=False)
+    return report
+
+
+def _fit(name: str, tensor: Tensor, own: Tensor) -> Tensor:
+    """Resamples what may be resampled; everything else as it is."""
+    if tensor.shape == own.shape:
+        return tensor
+    if name.endswith("pos_embed") and tensor.dim() == 3 and tensor.shape[-1] == own.shape[-1]:
+        return resize_pos_embed(tensor, own.shape[1])
+    if name.endswith("patch_embed.proj.weight") and tensor.dim() == 4 and tensor.shape[:2] == own.shape[:2]:
+        return resize_patch_embed(tensor, own.shape[-1])
+    return tensor
+
+
+def _adapt_fourth_branch(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Gives a four-branch model the released code's fourth branch where the checkpoint has it."""
+    weight = tensors.get("branch4.patch_embed.proj.weight", tensors.get("backbone.branch4.patch_embed.proj.weight"))
+    model = next((m for m in module.modules() if isinstance(m, PIIP)), None)
+    if weight is None or model is None or len(model.branches) != 4:
+        return
+    finest, second = model.branches[0], model.branches[1]
+    if weight.shape[0] == second.out_channels[0] != finest.out_channels[0]:
+        logger.warning(
+            "The checkpoint's fourth branch is %d wide, as the released code builds it from the third one's settings; "
+            "the model's finest branch (%d wide) is replaced by one like it.",
+            weight.shape[0],
+            finest.out_channels[0],
+        )
+        model.replace_branch(0, copy.deepcopy(second))
+
+
+def _leftovers(report: LoadReport) -> str:
+    return f" (with {len(report.unexpected)} other tensors: {_some(report.unexpected)})" if report.unexpected else ""
+
+
+def _some(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (f", ... ({len(names)} in all)" if len(names) > count else "")

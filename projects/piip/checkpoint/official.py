@@ -1,0 +1,113 @@
+"""Names of the released PIIP checkpoints, and how our modules map to them.
+
+The one place that knows the released branch order (branch 1 is the largest model) beside ours (finest first).
+Source: key tables of the released models; Detectron2 and mmdet heads share weight layouts, so renaming is enough.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..modeling.branches import Branch
+from ..modeling.piip import PIIP
+from ..modeling.single_branch import SingleBranch
+
+__all__ = ["describe", "official_names"]
+
+_BRANCH = [(r"\.ls([12])\.gamma$", r".gamma_\1")]
+_INJECTOR = [
+    (r"^gamma_attn$", "ca_gamma"),
+    (r"^gamma_ffn$", "cffn_gamma"),
+    (r"^ffn\.dwconv\.", "ffn.dwconv.dwconv."),
+]
+_MULTI_SCALE = [(r"^levels\.c2\.", "{0}1."), (r"^levels\.c3\.", "{0}2.")]
+_DETECTOR = [
+    (r"^backbone\.fpn_lateral(\d)\.", lambda m: f"neck.lateral_convs.{int(m[1]) - 2}.conv."),
+    (r"^backbone\.fpn_output(\d)\.", lambda m: f"neck.fpn_convs.{int(m[1]) - 2}.conv."),
+    (r"^proposal_generator\.rpn_head\.conv\.", "rpn_head.rpn_conv."),
+    (r"^proposal_generator\.rpn_head\.objectness_logits\.", "rpn_head.rpn_cls."),
+    (r"^proposal_generator\.rpn_head\.anchor_deltas\.", "rpn_head.rpn_reg."),
+    (r"^roi_heads\.box_head\.fc(\d)\.", lambda m: f"roi_head.bbox_head.shared_fcs.{int(m[1]) - 1}."),
+    (r"^roi_heads\.box_predictor\.cls_score\.", "roi_head.bbox_head.fc_cls."),
+    (r"^roi_heads\.box_predictor\.bbox_pred\.", "roi_head.bbox_head.fc_reg."),
+    (r"^roi_heads\.mask_head\.mask_fcn(\d)\.", lambda m: f"roi_head.mask_head.convs.{int(m[1]) - 1}.conv."),
+    (r"^roi_heads\.mask_head\.deconv\.", "roi_head.mask_head.upsample."),
+    (r"^roi_heads\.mask_head\.predictor\.", "roi_head.mask_head.conv_logits."),
+]
+
+
+def official_names(module: nn.Module) -> dict[str, str]:
+    """The released name of every entry of a module's state dict.
+
+    Args:
+        module: a PIIP or SingleBranch backbone, a branch, or a Detectron2 R-CNN that contains a backbone of these.
+
+    Returns:
+        our name -> released name. Buffers that released models do not have (pixel statistics, anchors) are left out.
+
+    Raises:
+        TypeError: when no released model corresponds to the module.
+    """
+    if isinstance(module, PIIP):
+        return {name: _piip_name(name, len(module.branches)) for name in module.state_dict()}
+    if isinstance(module, SingleBranch):
+        return {name: _single_branch_name(name) for name in module.state_dict()}
+    if isinstance(module, Branch):
+        return {name: _rename(name, _BRANCH) for name in module.state_dict()}
+    for prefix, child in module.named_modules():
+        if isinstance(child, PIIP | SingleBranch):
+            names = {f"{prefix}.{ours}": f"backbone.{theirs}" for ours, theirs in official_names(child).items()}
+            others = [name for name in module.state_dict() if not name.startswith(f"{prefix}.")]
+            names.update({name: new for name in others if (new := _rename(name, _DETECTOR)) != name})
+            return names
+    raise TypeError(f"{type(module).__name__} contains no backbone that has released checkpoints")
+
+
+def describe(tensors: Mapping[str, Tensor]) -> str:
+    """Says in words which model tensors belong to, by released or by our names."""
+    widths: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        if match := re.search(r"(?:^|\.)branch(?:es\.)?(\d)\.patch_embed\.proj\.weight$", name):
+            widths[match[1]] = tensor.shape[0]
+        elif re.search(r"(?:^|branch\.|backbone\.)patch_embed\.proj\.weight$", name):
+            return f"a single ViT of width {tensor.shape[0]}"
+    if widths:
+        return f"a {len(widths)}-branch PIIP of widths {'/'.join(map(str, sorted(widths.values())))}"
+    return f"something else ({', '.join(list(tensors)[:3])}, ...)" if tensors else "something else"
+
+
+def _rename(name: str, rules: list) -> str:
+    """The name after the first rule that matches."""
+    for pattern, replacement in rules:
+        new, count = re.subn(pattern, replacement, name)
+        if count:
+            return new
+    return name
+
+
+def _piip_name(name: str, num_branches: int) -> str:
+    kind, _, rest = name.partition(".")
+    if kind == "branches":
+        index, rest = rest.split(".", 1)
+        return f"branch{num_branches - int(index)}.{_rename(rest, _BRANCH)}"
+    if kind == "interactions":
+        step, pair, direction, rest = rest.split(".", 3)
+        fine = num_branches - int(pair)
+        arrow = "branch2to1" if direction == "to_coarse" else "branch1to2"
+        part = f"{arrow}_{rest}" if rest.startswith("proj.") else f"{arrow}_injector.{_rename(rest, _INJECTOR)}"
+        return f"interactions.{step}.interaction_units_{fine - 1}{fine}.{part}"
+    if kind == "merge":
+        part, index, *rest = rest.split(".")
+        branch = num_branches - int(index)
+        return f"w{branch}" if part == "weights" else ".".join([f"merge_branch{branch}", *rest])
+    return _rename(rest, [(pattern, new.format("fpn")) for pattern, new in _MULTI_SCALE])
+
+
+def _single_branch_name(name: str) -> str:
+    kind, rest = name.split(".", 1)
+    if kind == "branch":
+        return _rename(rest, _BRANCH)
+    return _rename(rest, [(pattern, new.format("up")) for pattern, new in _MULTI_SCALE])

@@ -1,0 +1,52 @@
+"""Fitting pretrained tensors to another patch size or position grid, as the released loaders do."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+__all__ = ["resize_patch_embed", "resize_pos_embed"]
+
+
+def resize_patch_embed(weight: Tensor, patch_size: int) -> Tensor:
+    """Bicubic resize of a patch convolution, without antialiasing or rescaling of its magnitude.
+
+    Shape:
+        (C, 3, p, p) -> (C, 3, patch_size, patch_size)
+    """
+    if weight.shape[-1] == patch_size:
+        return weight
+    return F.interpolate(weight.float(), size=(patch_size, patch_size), mode="bicubic", align_corners=False)
+
+
+def resize_pos_embed(pos_embed: Tensor, num_positions: int) -> Tensor:
+    """Bicubic resize of a square position embedding; a leading class token is dropped.
+
+    timm's own resampling antialiases, which would change the result.
+
+    Args:
+        num_positions: rows wanted, a square number.
+
+    Shape:
+        (1, N, C) with N a square number or one more -> (1, num_positions, C)
+
+    Raises:
+        CheckpointError: when N is neither.
+    """
+    rows = pos_embed.shape[1]
+    if math.isqrt(rows) ** 2 != rows:
+        pos_embed = pos_embed[:, 1:]
+    old, new = math.isqrt(pos_embed.shape[1]), math.isqrt(num_positions)
+    if old**2 != pos_embed.shape[1]:
+        raise CheckpointError(
+            f"the position embedding has {rows} rows, which is no square number with or without a class token; "
+            "it belongs to a model with another layout."
+        )
+    if old == new:
+        return pos_embed
+    grid = pos_embed.float().transpose(1, 2).unflatten(2, (old, old))
+    return F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)

@@ -1,0 +1,6 @@
+"""Operators and small layers that know nothing of branches, pyramids or detectors."""
+
+from .deform_attn import DeformAttn, deform_attn
+from .windows import window_partition, window_unpartition
+
+__all__ = ["DeformAttn", "deform_attn", "window_partition", "window_unpartition"]

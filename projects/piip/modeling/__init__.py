@@ -1,0 +1,21 @@
+"""Models: image -> pyramid -> branches -> interaction -> merging -> necks."""
+
+from .branches import Branch, ViTBranch
+from .interaction import InteractionUnit
+from .merging import BranchMerge
+from .necks import FPN, SimpleFeaturePyramid
+from .piip import PIIP
+from .pyramid import image_pyramid
+from .single_branch import SingleBranch
+
+__all__ = [
+    "FPN",
+    "PIIP",
+    "Branch",
+    "BranchMerge",
+    "InteractionUnit",
+    "SimpleFeaturePyramid",
+    "SingleBranch",
+    "ViTBranch",
+    "image_pyramid",
+]

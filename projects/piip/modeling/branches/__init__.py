@@ -1,0 +1,6 @@
+"""Model families that can be a branch of the pyramid, one file each."""
+
+from .base import Branch, BranchState
+from .vit import ViTBranch
+
+__all__ = ["Branch", "BranchState", "ViTBranch"]

@@ -1,0 +1,78 @@
+"""What a branch of the pyramid is: the protocol between PIIP and the model families."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["Branch", "BranchState"]
+
+
+@dataclass(frozen=True)
+class BranchState:
+    """What travels through a branch.
+
+    Attributes:
+        tokens: features, (B, h*w, C), row by row.
+        grid_size: ``(h, w)`` of the tokens.
+        prefix: class or register tokens (B, P, C), which interactions and merging never see; None without any.
+    """
+
+    tokens: Tensor
+    grid_size: tuple[int, int]
+    prefix: Tensor | None = None
+
+    def replace(self, **changes: Any) -> BranchState:
+        """A copy with other values for the given attributes."""
+        return replace(self, **changes)
+
+
+class Branch(nn.Module, ABC):
+    """One network of the pyramid, which can stop after any of its blocks.
+
+    PIIP knows nothing of a family beyond this class. A family is one file beside this one that fills in the
+    attributes and the two methods; width and grid may change between blocks.
+
+    Attributes:
+        out_channels: width after each block; its length is the number of blocks.
+        strides: stride after each block with respect to the branch's own input image, in pixels.
+        embed_stride: stride of the tokens that :meth:`embed` returns.
+        weights: where the pretrained weights are (a URI or file that :func:`piip.checkpoint.load_pretrained`
+            understands), or None. Constructing a branch never loads them.
+    """
+
+    out_channels: list[int]
+    strides: list[int]
+    embed_stride: int
+    weights: str | None = None
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks :meth:`run` can step through."""
+        return len(self.out_channels)
+
+    @abstractmethod
+    def embed(self, image: Tensor) -> BranchState:
+        """Turns an image (B, 3, H, W) into the state before block 0."""
+
+    @abstractmethod
+    def run(self, state: BranchState, start: int, stop: int) -> BranchState:
+        """Runs blocks ``start`` (inclusive) to ``stop`` (exclusive)."""
+
+    @abstractmethod
+    def layer_id(self, name: str) -> int | None:
+        """Depth of a parameter for layer-wise learning-rate decay.
+
+        Args:
+            name: the parameter's name inside this branch.
+
+        Returns:
+            0 for embeddings, i + 1 for block i, None where no decay applies.
+        """
+
+    @abstractmethod
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks' activations in the backward pass instead of keeping them."""

@@ -1,0 +1,67 @@
+"""Branch merging: all branches on the finest grid, added with learned weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["BranchMerge", "he_normal_"]
+
+
+def he_normal_(module: nn.Module) -> None:
+    """Initialises every (transposed) convolution inside: N(0, sqrt(2 / fan_out)), zero bias.
+
+    ``fan_out`` is ``kernel area * out_channels / groups`` for both kinds.
+    """
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
+            fan_out = m.kernel_size[0] * m.kernel_size[1] * m.out_channels // m.groups
+            nn.init.normal_(m.weight, std=(2 / fan_out) ** 0.5)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+
+
+class BranchMerge(nn.Module):
+    """Projects every branch to one width, upsamples it to the finest grid and takes the weighted sum.
+
+    Source: PIIP (arXiv:2501.07783), Sec. 3.4.
+
+    Args:
+        in_channels: width of every branch, finest grid first.
+        out_channels: common width.
+
+    Shape:
+        maps (B, C_k, h_k, w_k), finest first -> (B, out_channels, h_0, w_0)
+    """
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.projections = nn.ModuleList(self.make_projection(channels) for channels in in_channels)
+        self.weights = nn.ParameterList(nn.Parameter(torch.ones(())) for _ in in_channels)
+
+    def make_projection(self, in_channels: int) -> nn.Sequential:
+        """Two 3x3 convolutions to the common width, each with GroupNorm and ReLU."""
+        layers: list[nn.Module] = []
+        for channels in (in_channels, self.out_channels):
+            layers += [
+                nn.Conv2d(channels, self.out_channels, 3, padding=1, bias=False),
+                nn.GroupNorm(32, self.out_channels),
+                nn.ReLU(inplace=True),
+            ]
+        projection = nn.Sequential(*layers)
+        he_normal_(projection)
+        return projection
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        size = maps[0].shape[2:]
+        total = None
+        for x, projection, weight in zip(maps, self.projections, self.weights, strict=True):
+            x = projection(x)
+            if x.shape[2:] != size:
+                x = F.interpolate(x.float(), size=size, mode="bilinear", align_corners=False).to(x.dtype)
+            total = weight * x if total is None else total + weight * x
+        return total

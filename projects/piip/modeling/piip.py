@@ -1,0 +1,204 @@
+"""PIIP as a Detectron2 backbone: pyramid, branches, interactions, merging, output maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import Backbone
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import ConfigError
+from .branches import Branch, BranchState
+from .interaction import InteractionUnit
+from .merging import BranchMerge
+from .necks import SimpleFeaturePyramid
+from .pyramid import check_input, image_pyramid
+
+__all__ = ["PIIP", "block_groups"]
+
+BlockGroups = Sequence[Sequence[Sequence[int]]]
+
+
+class PIIP(Backbone):
+    """Parameter-inverted image pyramid network: several branches look at one image at several resolutions.
+
+    Everywhere, branches are ordered from the highest resolution (the smallest model) to the lowest (the largest
+    model), as in the name TSB 1120/896/448. In every interaction step each branch runs its next group of blocks;
+    then neighbouring branches exchange features, the finest pair first. The last branch gives the output width.
+
+    Source: PIIP (arXiv:2406.04330; arXiv:2501.07783), Sec. 3.
+
+    Args:
+        branches: one :class:`~piip.modeling.branches.Branch` per resolution.
+        resolutions: pixels per side each branch is meant for; only their ratios change the result, the network
+            accepts any input size that is a multiple of the first branch's patch.
+        interaction_indexes: the number of interaction steps, for which the blocks of every branch are split as
+            evenly as possible (larger groups last), or the inclusive ``[first, last]`` block ranges of every step,
+            one list per branch.
+        interaction: keyword arguments of every :class:`~piip.modeling.interaction.Injector`.
+        out_features: output maps, some of ``c2`` ... ``c5`` (strides 4 ... 32).
+        size_divisibility: what padded batches must be a multiple of, in pixels.
+        use_act_checkpoint: recompute branches and interactions in the backward pass.
+
+    Shape:
+        (B, 3, H, W) -> c2 (B, C, H/4, W/4), c3 (B, C, H/8, W/8), c4 (B, C, H/16, W/16), c5 (B, C, H/32, W/32)
+        for 16-pixel patches and C channels of the last branch.
+
+    Raises:
+        ConfigError: for branches, resolutions or groups that do not fit together, or an input size that does not
+            fit the patches.
+    """
+
+    def __init__(
+        self,
+        branches: Sequence[Branch],
+        resolutions: Sequence[int],
+        interaction_indexes: int | BlockGroups = 12,
+        interaction: Mapping[str, object] | None = None,
+        out_features: Sequence[str] = ("c2", "c3", "c4", "c5"),
+        size_divisibility: int = 32,
+        use_act_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        branches, resolutions = list(branches), [int(r) for r in resolutions]
+        _check_resolutions(branches, resolutions)
+        self.resolutions = resolutions
+        self.branches = nn.ModuleList(branches)
+        self.groups = _check_groups(branches, interaction_indexes)
+        self.interaction_kwargs = dict(interaction or {})
+        self.interactions = nn.ModuleList(
+            nn.ModuleList(self._make_unit(step, pair) for pair in range(len(branches) - 1))
+            for step in range(len(self.groups[0]))
+        )
+        strides = [b.strides[-1] * resolutions[0] / r for b, r in zip(branches, resolutions, strict=True)]
+        self.merge = BranchMerge([b.out_channels[-1] for b in branches], branches[-1].out_channels[-1])
+        self.neck = SimpleFeaturePyramid(self.merge.out_channels, int(strides[0]), out_features)
+        self._size_divisibility = size_divisibility
+        self.use_act_checkpoint = False
+        if use_act_checkpoint:
+            self.set_grad_checkpointing()
+
+    def _make_unit(self, step: int, pair: int) -> InteractionUnit:
+        """The unit between branches ``pair`` and ``pair + 1`` after interaction step ``step``."""
+        fine, coarse = (self.branches[k].out_channels[self.groups[k][step][1]] for k in (pair, pair + 1))
+        return InteractionUnit(fine, coarse, **self.interaction_kwargs)
+
+    def replace_branch(self, index: int, branch: Branch) -> None:
+        """Puts another network in a branch's place, with fresh interaction units and projection around it.
+
+        Args:
+            index: which branch; not the last one, whose width is the output width.
+            branch: must have as many blocks as the one it replaces.
+
+        Raises:
+            ConfigError: when it cannot take the place.
+        """
+        old = self.branches[index]
+        if index % len(self.branches) == len(self.branches) - 1 or branch.num_blocks != old.num_blocks:
+            raise ConfigError(
+                f"branch {index} with {old.num_blocks} blocks cannot be replaced by one with {branch.num_blocks}; "
+                "all but the last branch can be, by one of the same depth."
+            )
+        self.branches[index] = branch
+        for step, units in enumerate(self.interactions):
+            for pair in {index - 1, index} & set(range(len(units))):
+                units[pair] = self._make_unit(step, pair)
+        self.merge.projections[index] = self.merge.make_projection(branch.out_channels[-1])
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        check_input(image, self.branches[0].embed_stride)
+        states = [
+            branch.embed(copy)
+            for branch, copy in zip(self.branches, image_pyramid(image, self.resolutions), strict=True)
+        ]
+        for step, units in enumerate(self.interactions):
+            states = [
+                branch.run(state, groups[step][0], groups[step][1] + 1)
+                for branch, state, groups in zip(self.branches, states, self.groups, strict=True)
+            ]
+            for pair, unit in enumerate(units):
+                states[pair : pair + 2] = self._interact(unit, *states[pair : pair + 2])
+        maps = [s.tokens.transpose(1, 2).unflatten(2, s.grid_size) for s in states]
+        return self.neck(self.merge(maps))
+
+    def _interact(self, unit: InteractionUnit, fine: BranchState, coarse: BranchState) -> list[BranchState]:
+        args = (fine.tokens, coarse.tokens, fine.grid_size, coarse.grid_size)
+        if self.use_act_checkpoint and self.training:
+            tokens = checkpoint(unit, *args, use_reentrant=False)
+        else:
+            tokens = unit(*args)
+        return [state.replace(tokens=t) for state, t in zip((fine, coarse), tokens, strict=True)]
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of every output map."""
+        return self.neck.output_shape
+
+    @property
+    def size_divisibility(self) -> int:
+        """What the sides of padded batches must be a multiple of, in pixels."""
+        return self._size_divisibility
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations of all branches and interactions in the backward pass."""
+        self.use_act_checkpoint = enable
+        for branch in self.branches:
+            branch.set_grad_checkpointing(enable)
+
+
+def block_groups(num_blocks: int, steps: int) -> list[list[int]]:
+    """Splits blocks into consecutive groups as evenly as possible, larger groups last.
+
+    Returns:
+        ``steps`` inclusive ranges ``[first, last]``; 32 blocks in 12 steps give four pairs, then eight triples.
+    """
+    size, larger = divmod(num_blocks, steps)
+    sizes = [size] * (steps - larger) + [size + 1] * larger
+    ends = [sum(sizes[: i + 1]) for i in range(steps)]
+    return [[end - n, end - 1] for n, end in zip(sizes, ends, strict=True)]
+
+
+def _check_groups(branches: Sequence[Branch], indexes: int | BlockGroups) -> list[list[list[int]]]:
+    """The block ranges of every step for every branch, from either form of ``interaction_indexes``."""
+    if isinstance(indexes, int):
+        fewest = min(b.num_blocks for b in branches)
+        if not 1 <= indexes <= fewest:
+            raise ConfigError(
+                f"interaction_indexes={indexes} must be between 1 and {fewest}, the blocks of the shallowest branch."
+            )
+        return [block_groups(b.num_blocks, indexes) for b in branches]
+    groups = [[[int(i) for i in group] for group in branch] for branch in indexes]
+    counts = [len(branch) for branch in groups]
+    if len(groups) != len(branches) or len(set(counts)) != 1:
+        raise ConfigError(
+            f"interaction_indexes lists {counts} block ranges per branch for {len(branches)} branches; "
+            "give one list per branch, all of the same length."
+        )
+    for k, (branch, ranges) in enumerate(zip(branches, groups, strict=True)):
+        covered = [i for first, last in ranges for i in range(first, last + 1)]
+        if covered != list(range(branch.num_blocks)) or any(first > last for first, last in ranges):
+            raise ConfigError(
+                f"interaction_indexes[{k}]={ranges} must cover blocks 0 to {branch.num_blocks - 1} of branch {k} once "
+                f"each, in order and without empty ranges; interaction_indexes={counts[0]} would split them evenly."
+            )
+    return groups
+
+
+def _check_resolutions(branches: Sequence[Branch], resolutions: Sequence[int]) -> None:
+    if not branches or len(branches) != len(resolutions):
+        raise ConfigError(
+            f"PIIP got {len(branches)} branches and resolutions {list(resolutions)}; give one resolution per branch."
+        )
+    if list(resolutions) != sorted(resolutions, reverse=True):
+        raise ConfigError(
+            f"resolutions={list(resolutions)} must fall from the first branch to the last; "
+            "order the branches from the smallest model at the highest resolution to the largest at the lowest."
+        )
+    for k, (branch, resolution) in enumerate(zip(branches, resolutions, strict=True)):
+        patch = branch.embed_stride
+        if resolution < patch or resolution % patch:
+            raise ConfigError(
+                f"resolutions[{k}]={resolution} is not divisible by the {patch}-pixel patches of branch {k}; "
+                f"the nearest one that is: {max(round(resolution / patch), 1) * patch}."
+            )
