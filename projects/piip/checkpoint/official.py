@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ..modeling.branches import Branch
+from ..modeling.interaction import InteractionUnit
 from ..modeling.piip import PIIP
 from ..modeling.single_branch import SingleBranch
 
@@ -43,7 +44,8 @@ def official_names(module: nn.Module) -> dict[str, str]:
     """The released name of every entry of a module's state dict.
 
     Args:
-        module: a PIIP or SingleBranch backbone, a branch, or a Detectron2 R-CNN that contains a backbone of these.
+        module: a PIIP or SingleBranch backbone, a branch, an interaction unit, or a Detectron2 R-CNN that contains one
+            of the backbones.
 
     Returns:
         our name -> released name. Buffers that released models do not have (pixel statistics, anchors) are left out.
@@ -55,6 +57,8 @@ def official_names(module: nn.Module) -> dict[str, str]:
         return {name: _piip_name(name, len(module.branches)) for name in module.state_dict()}
     if isinstance(module, SingleBranch):
         return {name: _single_branch_name(name) for name in module.state_dict()}
+    if isinstance(module, InteractionUnit):
+        return {name: _unit_name(name) for name in module.state_dict()}
     if isinstance(module, Branch):
         return {name: _rename(name, _BRANCH) for name in module.state_dict()}
     for prefix, child in module.named_modules():
@@ -94,16 +98,21 @@ def _piip_name(name: str, num_branches: int) -> str:
         index, rest = rest.split(".", 1)
         return f"branch{num_branches - int(index)}.{_rename(rest, _BRANCH)}"
     if kind == "interactions":
-        step, pair, direction, rest = rest.split(".", 3)
+        step, pair, rest = rest.split(".", 2)
         fine = num_branches - int(pair)
-        arrow = "branch2to1" if direction == "to_coarse" else "branch1to2"
-        part = f"{arrow}_{rest}" if rest.startswith("proj.") else f"{arrow}_injector.{_rename(rest, _INJECTOR)}"
-        return f"interactions.{step}.interaction_units_{fine - 1}{fine}.{part}"
+        return f"interactions.{step}.interaction_units_{fine - 1}{fine}.{_unit_name(rest)}"
     if kind == "merge":
         part, index, *rest = rest.split(".")
         branch = num_branches - int(index)
         return f"w{branch}" if part == "weights" else ".".join([f"merge_branch{branch}", *rest])
     return _rename(rest, [(pattern, new.format("fpn")) for pattern, new in _MULTI_SCALE])
+
+
+def _unit_name(name: str) -> str:
+    """Inside a unit, the released branch 1 is the coarse one."""
+    direction, rest = name.split(".", 1)
+    arrow = "branch2to1" if direction == "to_coarse" else "branch1to2"
+    return f"{arrow}_{rest}" if rest.startswith("proj.") else f"{arrow}_injector.{_rename(rest, _INJECTOR)}"
 
 
 def _single_branch_name(name: str) -> str:

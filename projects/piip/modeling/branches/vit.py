@@ -121,13 +121,13 @@ class ViTBranch(Branch):
                     nn.init.zeros_(module.bias)
 
     def embed(self, image: Tensor) -> BranchState:
-        x = self.patch_embed.proj(image)
-        grid = (x.shape[2], x.shape[3])
-        if 0 in grid:
+        if min(image.shape[2:]) < self.embed_stride:
             raise ConfigError(
                 f"an image of {tuple(image.shape[2:])} pixels is smaller than one patch of {self.embed_stride}; "
                 "use a larger input or resolution."
             )
+        x = self.patch_embed.proj(image)
+        grid = (x.shape[2], x.shape[3])
         return BranchState(x.flatten(2).transpose(1, 2) + self._position(grid).to(x.dtype), grid)
 
     def _position(self, grid: tuple[int, int]) -> Tensor:

@@ -1,0 +1,68 @@
+"""Layer-wise learning-rate decay over all branches of a pyramid at once.
+
+Source: recipe of the released PIIP detectors; BEiT (arXiv:2106.08254) for the idea.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from ..errors import ConfigError
+from ..modeling.branches.base import Branch
+
+__all__ = ["layer_decay_groups"]
+
+
+def layer_decay_groups(
+    model: nn.Module, base_lr: float, weight_decay: float, lr_decay_rate: float = 1.0
+) -> list[dict[str, Any]]:
+    """Parameter groups in which the learning rate falls with the distance from a branch's last block.
+
+    With L the depth of the deepest branch, parameters of block i of a branch of depth d have the layer number
+    ``floor((i + 1) * L / d)``, embeddings 0, and everything outside the branches (interactions, merging, necks, heads)
+    ``L + 1``; the learning rate is ``base_lr * lr_decay_rate ** (L + 1 - number)``. So the last block of every branch
+    has the same rate.
+
+    Weight decay spares one-dimensional tensors and biases. As in the released recipe it does apply to position
+    embeddings and to the scalar branch weights of the merging.
+
+    Args:
+        model: any model; without branches inside, all parameters have the full rate.
+        base_lr: learning rate of the heads.
+        weight_decay: decay of weights.
+        lr_decay_rate: factor per layer, in (0, 1].
+
+    Returns:
+        groups with ``params``, ``lr``, ``weight_decay`` and, for logs and tests, ``lr_scale`` and ``names``.
+
+    Raises:
+        ConfigError: for a rate outside (0, 1].
+    """
+    if not 0 < lr_decay_rate <= 1:
+        raise ConfigError(f"lr_decay_rate={lr_decay_rate} must be above 0 and at most 1 (1: no decay).")
+    # parameter name -> (layer inside its branch, depth of the branch)
+    layers: dict[str, tuple[int, int]] = {}
+    for prefix, branch in model.named_modules():
+        if isinstance(branch, Branch):
+            for name, _ in branch.named_parameters():
+                if (layer := branch.layer_id(name)) is not None:
+                    layers[f"{prefix}.{name}" if prefix else name] = (layer, branch.num_blocks)
+    deepest = max((depth for _, depth in layers.values()), default=0)
+    groups: dict[tuple[int, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer, depth = layers.get(name, (deepest + 1, deepest))
+        number = math.floor(layer * deepest / depth) if depth else 1
+        decay = 0.0 if parameter.dim() == 1 or name.endswith(".bias") else weight_decay
+        scale = lr_decay_rate ** (deepest + 1 - number)
+        group = groups.setdefault(
+            (number, decay),
+            {"params": [], "lr": base_lr * scale, "weight_decay": decay, "lr_scale": scale, "names": []},
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())

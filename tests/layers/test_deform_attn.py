@@ -1,0 +1,71 @@
+"""Deformable attention against the reference numbers and against a plain loop."""
+
+import pytest
+import torch
+
+from piip.errors import ConfigError
+from piip.layers import DeformAttn, deform_attn
+from piip.layers.deform_attn import reference_points
+from tests import reference
+
+
+def test_operator_matches_reference_with_gradients():
+    data = reference.arrays("piip/deform_core")
+    value, locations, weights = (data[k].requires_grad_() for k in ("value", "sampling_locations", "attention_weights"))
+    out = deform_attn(value, data["spatial_shapes"].tolist(), locations, weights)
+    torch.testing.assert_close(out, data["output"], rtol=1e-5, atol=1e-6)
+    out.backward(data["cotangent"])
+    for name, tensor in (("value", value), ("sampling_locations", locations), ("attention_weights", weights)):
+        torch.testing.assert_close(tensor.grad, data[f"grad_{name}"], rtol=1e-4, atol=1e-5)
+
+
+def test_module_matches_reference_with_gradients():
+    case, data = reference.case("piip/deform_attn"), reference.arrays("piip/deform_attn")
+    module = DeformAttn(dim=48, feat_dim=32, num_heads=4, num_points=4, value_ratio=0.5)
+    module.load_state_dict(reference.weights(case["state_dict"]))
+    out = module(*(reference.normal(**case["input"][k]) for k in ("query", "feat")), (5, 7), (9, 12))
+    reference.assert_matches(out, case["outputs"][0])
+    (out * reference.normal(212, list(out.shape))).sum().backward()
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(parameter.grad, data[f"grad:{name}"], rtol=1e-4, atol=1e-5)
+
+
+def test_operator_gradients_by_finite_differences():
+    torch.manual_seed(0)
+    value = torch.randn(1, 12, 2, 3, dtype=torch.float64, requires_grad=True)
+    locations = torch.rand(1, 5, 2, 1, 4, 2, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(1, 5, 2, 1, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *x: deform_attn(x[0], [(3, 4)], *x[1:]), (value, locations, weights))
+
+
+def test_sampling_at_a_cell_centre_returns_that_cell_and_outside_zero():
+    value = torch.arange(6.0).view(1, 6, 1, 1)  # a 2 x 3 map
+    inside, outside = reference_points((2, 3), torch.device("cpu"))[4], torch.tensor([-1.0, 0.5])
+    locations = torch.stack([inside, outside]).view(1, 2, 1, 1, 1, 2)
+    out = deform_attn(value, [(2, 3)], locations, torch.ones(1, 2, 1, 1, 1))
+    assert out.flatten().tolist() == [4.0, 0.0]
+
+
+def test_coordinates_stay_float32_under_autocast():
+    torch.manual_seed(0)
+    module = DeformAttn(64, 64)
+    query, feat = torch.randn(1, 64, 64), torch.randn(1, 98 * 98, 64)
+    expected = module(query, feat, (8, 8), (98, 98))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = module(query, feat, (8, 8), (98, 98))
+    assert out.dtype == torch.bfloat16
+    # bfloat16 coordinates would be off by up to 0.4 cells, i.e. by half of a random map's contrast.
+    assert (out.float() - expected).norm() / expected.norm() < 0.03
+
+
+def test_points_cached_in_inference_mode_serve_training():
+    module = DeformAttn(32, 32)
+    x = torch.randn(1, 6, 32)
+    with torch.inference_mode():
+        module(x, x, (2, 3), (2, 3))
+    module(x, x, (2, 3), (2, 3)).sum().backward()
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ConfigError, match="num_heads=16 must divide the width 200"):
+        DeformAttn(200, 100)

@@ -1,0 +1,48 @@
+"""The ViT branch: bad settings, stepping, positions."""
+
+import pytest
+import torch
+
+from piip.errors import ConfigError
+from piip.modeling import ViTBranch
+
+
+def test_stepping_through_blocks_equals_running_them_at_once():
+    branch = ViTBranch(32, 4, 2, window_size=[2, 0, 3, 0]).eval()
+    state = branch.embed(torch.randn(1, 3, 64, 96))
+    assert state.grid_size == (4, 6)
+    at_once = branch.run(state, 0, 4).tokens
+    for i in range(4):
+        state = branch.run(state, i, i + 1)
+    assert torch.equal(state.tokens, at_once)
+
+
+def test_global_attention_equals_one_window_over_the_grid():
+    glob, wind = ViTBranch(32, 2, 2).eval(), ViTBranch(32, 2, 2, window_size=4).eval()
+    wind.load_state_dict(glob.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(
+        wind.run(wind.embed(image), 0, 2).tokens, glob.run(glob.embed(image), 0, 2).tokens, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_layer_ids_count_from_the_embedding():
+    branch = ViTBranch(32, 3, 2)
+    ids = {branch.layer_id(name) for name, _ in branch.named_parameters()}
+    assert ids == {0, 1, 2, 3}
+    assert branch.layer_id("pos_embed") == branch.layer_id("patch_embed.proj.weight") == 0
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"window_size": [4, 4]}, r"window_size=\[4, 4\].*depth is 3"),
+        ({"window_size": -1}, ">= 0"),
+        ({"num_heads": 5}, "num_heads=5 does not divide embed_dim=32"),
+        ({"pretrain_img_size": 230}, "pretrain_img_size=230.*224"),
+        ({"activation": "relu"}, "activation='relu'.*gelu_tanh"),
+    ],
+)
+def test_bad_settings_are_named(kwargs, message):
+    with pytest.raises(ConfigError, match=message):
+        ViTBranch(**{"embed_dim": 32, "depth": 3, "num_heads": 2, **kwargs})
