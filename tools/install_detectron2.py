@@ -237,7 +237,7 @@ def error_of(*names):
             importlib.import_module(name)
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-found = {name: error_of(name) for name in ("setuptools", "pip", "torch", "torchvision")}
+found = {name: error_of(name) for name in ("setuptools", "pip", "torch", "torchvision")}  # setuptools before pip
 spec = importlib.util.find_spec("detectron2")
 if spec is not None:
     parts = ("", ".layers", ".modeling", ".evaluation", "._C")
@@ -288,7 +288,7 @@ def pip(*args: str, failed: str) -> None:
 
 def check_base(found: dict) -> None:
     """Raises where a package that the archive's set-up script or Detectron2 itself imports is missing or broken."""
-    for name in ("setuptools", "pip", "torch", "torchvision"):
+    for name in ("torch", "torchvision", "setuptools", "pip"):
         error = found[name]
         if error is None:
             continue
