@@ -3,6 +3,6 @@
 Names are paths below ``configs/``, e.g. ``COCO-InstanceSegmentation/mask_rcnn_piip_tsb_1120_896_448_1x.py``.
 """
 
-from .zoo import config_file, get, get_config, list_configs
+from .zoo import get, get_config, list_configs
 
-__all__ = ["config_file", "get", "get_config", "list_configs"]
+__all__ = ["get", "get_config", "list_configs"]

@@ -6,56 +6,39 @@ import csv
 from functools import cache
 from pathlib import Path
 
+from detectron2.config import instantiate
+from omegaconf import DictConfig
 from torch import nn
 
-from ..errors import ConfigError, did_you_mean
+from ..checkpoint import load_weights
+from ..engine.config import config_root, load_config
+from ..errors import ConfigError
 
-__all__ = ["config_file", "get", "get_config", "list_configs", "published"]
+__all__ = ["get", "get_config", "list_configs", "published"]
 
-_CONFIGS = Path(__file__).parent.parent / "configs"
 _TABLE = Path(__file__).parent / "published.csv"
 
 
 def list_configs() -> list[str]:
     """Names of all packaged configs, sorted."""
-    names = (path.relative_to(_CONFIGS).as_posix() for path in _CONFIGS.glob("*/**/*.py"))
+    root = config_root()
+    names = (path.relative_to(root).as_posix() for path in root.glob("*/**/*.py"))
     return sorted(name for name in names if not name.startswith("common/"))
 
 
-def config_file(name: str) -> str:
-    """The file of a config.
-
-    Args:
-        name: path of a file, or name of a packaged config with or without ``.py``.
-
-    Raises:
-        ConfigError: when there is neither, with the nearest names.
-    """
-    if Path(name).is_file():
-        return str(name)
-    packaged = name if name.endswith((".py", ".yaml")) else f"{name}.py"
-    packaged = packaged.removeprefix("configs/")
-    if packaged in list_configs():
-        return str(_CONFIGS / packaged)
-    hint = did_you_mean(packaged, list_configs()) or " piip.model_zoo.list_configs() lists the packaged ones."
-    raise ConfigError(f"config {name!r} is neither a file nor a packaged config.{hint}")
-
-
-def get_config(name: str):
+def get_config(name: str) -> DictConfig:
     """Loads a config.
 
     Args:
-        name: as in :func:`config_file`.
+        name: name of a packaged config, with or without ``.py``, or path of a file.
 
     Returns:
-        an omegaconf ``DictConfig`` with ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``.
+        the config with ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``.
 
     Raises:
-        ConfigError: for an unknown name.
+        ConfigError: for an unknown name, with the nearest ones.
     """
-    from detectron2.config import LazyConfig
-
-    return LazyConfig.load(config_file(name))
+    return load_config(name)
 
 
 @cache
@@ -69,7 +52,7 @@ def get(name: str, trained: bool = False) -> nn.Module:
     """Builds the model of a config.
 
     Args:
-        name: as in :func:`config_file`.
+        name: as in :func:`get_config`.
         trained: load the released weights; downloads them on first use. Otherwise the weights are random.
 
     Returns:
@@ -79,10 +62,6 @@ def get(name: str, trained: bool = False) -> nn.Module:
         ConfigError: for an unknown name, or where no weights were released.
         DownloadError: when the weights cannot be fetched.
     """
-    from detectron2.config import instantiate
-
-    from ..checkpoint import load_weights
-
     checkpoint = ""
     if trained:
         checkpoint = published().get(name, {}).get("checkpoint", "")

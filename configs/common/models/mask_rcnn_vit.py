@@ -1,0 +1,8 @@
+"""Mask R-CNN on one plain ViT; a leaf config names the branch."""
+
+from detectron2.config import LazyCall as L
+from piip.modeling import SingleBranch
+
+from .mask_rcnn import model
+
+model.backbone.bottom_up = L(SingleBranch)(branch="???", size_divisibility=64)

@@ -1,0 +1,35 @@
+"""PIIP learns to find and cut out handwritten digits: minutes on two CPU cores.
+
+A true PIIP in small: three resolutions, the largest branch at the lowest one, deformable interactions, merging, FPN.
+"""
+
+from detectron2.config import LazyCall as L
+from piip.modeling import ViTBranch
+
+from ..common.models.mask_rcnn_piip import model
+
+# Patches of 8 pixels: the pyramid of maps then starts at stride 4 (c3), without the costly stride-2 level.
+branch = L(ViTBranch)(depth=3, patch_size=8, pretrain_img_size=128, window_size=0)
+model.backbone.bottom_up.update(
+    branches=[
+        {**branch, "embed_dim": 64, "num_heads": 2},
+        {**branch, "embed_dim": 96, "num_heads": 3},
+        {**branch, "embed_dim": 128, "num_heads": 4},
+    ],
+    resolutions=[128, 96, 64],
+    interaction_indexes=3,
+    out_features=["c3", "c4", "c5"],
+    size_divisibility=32,
+)
+model.backbone.bottom_up.interaction.update(num_heads=4, drop_path_rate=0.0)
+model.backbone.update(in_features=["c3", "c4", "c5"], out_channels=64, top_block=None)
+model.proposal_generator.update(in_features=["p2", "p3", "p4"], batch_size_per_image=64)
+model.proposal_generator.anchor_generator.update(sizes=[[16], [32], [56]], strides=[4, 8, 16])
+model.proposal_generator.update(pre_nms_topk=[500, 200], post_nms_topk=[200, 100])
+model.roi_heads.update(num_classes=10, batch_size_per_image=64)
+for kind in ("box", "mask"):
+    model.roi_heads[f"{kind}_in_features"] = ["p2", "p3", "p4"]
+    model.roi_heads[f"{kind}_pooler"].scales = [1 / 4, 1 / 8, 1 / 16]
+model.roi_heads.box_head.fc_dims = [256, 256]
+model.roi_heads.box_predictor.input_shape.channels = 256
+model.roi_heads.mask_head.conv_dims = [64, 64, 64]
