@@ -21,6 +21,7 @@ import argparse
 import base64
 import csv
 import hashlib
+import importlib.metadata
 import io
 import json
 import os
@@ -38,6 +39,9 @@ PIN = "pb1-detectron2==0.6"
 ARCHIVE = "pb1-detectron2-0.6.tar.gz"
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 GIT_URL = "git+https://github.com/facebookresearch/detectron2.git"
+# pip 26.3 began to refuse archives whose optional requirements name a URL, as one of the pinned archive's does, even
+# where nothing of them is installed; an older pip then does the download, and only that.
+DOWNLOADING_PIP = "26.2"
 WHEEL = "detectron2-0.6-py3-none-any.whl"
 DIST_INFO = "detectron2-0.6.dist-info"
 
@@ -77,7 +81,7 @@ class InstallError(Exception):
 
 @dataclass(frozen=True)
 class Edit:
-    """One substitution in one file of the wheel; the archive is pinned, so the number of matches is exact."""
+    """One substitution in one file of Detectron2; the archive is pinned, so the number of matches is exact."""
 
     path: str
     pattern: str
@@ -100,77 +104,62 @@ def _numpy_alias(path: str, count: int) -> Edit:
 
 
 EDITS = (
-    _numpy_alias("detectron2/data/build.py", 2),
-    _numpy_alias("detectron2/data/datasets/pascal_voc.py", 1),
-    _numpy_alias("detectron2/evaluation/pascal_voc_evaluation.py", 2),
-    _numpy_alias("detectron2/evaluation/sem_seg_evaluation.py", 7),
-    _numpy_alias("detectron2/structures/masks.py", 3),
-    _numpy_alias("detectron2/utils/video_visualizer.py", 1),
-    _numpy_alias("detectron2/utils/visualizer.py", 3),
+    _numpy_alias("data/build.py", 2),
+    _numpy_alias("data/datasets/pascal_voc.py", 1),
+    _numpy_alias("evaluation/pascal_voc_evaluation.py", 2),
+    _numpy_alias("evaluation/sem_seg_evaluation.py", 7),
+    _numpy_alias("structures/masks.py", 3),
+    _numpy_alias("utils/video_visualizer.py", 1),
+    _numpy_alias("utils/visualizer.py", 3),
+    Edit("layers/mask_ops.py", r"np\.array\(mask, copy=False\)", "np.asarray(mask)", "numpy 2 raises if it copies"),
+    Edit("data/transforms/transform.py", r"\bImage\.LINEAR\b", "Image.BILINEAR", "Pillow 10 removed the old name"),
     Edit(
-        "detectron2/layers/mask_ops.py",
-        r"np\.array\(mask, copy=False\)",
-        "np.asarray(mask)",
-        "numpy 2 raises where copy=False has to copy",
-    ),
-    Edit(
-        "detectron2/data/transforms/transform.py",
-        r"\bImage\.LINEAR\b",
-        "Image.BILINEAR",
-        "Pillow 10 removed the old name",
-    ),
-    Edit(
-        "detectron2/modeling/anchor_generator.py",
+        "modeling/anchor_generator.py",
         r"torch\.meshgrid\(shifts_y, shifts_x\)",
         'torch.meshgrid(shifts_y, shifts_x, indexing="ij")',
-        "PyTorch warns in every run where the order is not given",
+        "PyTorch warns where the order is not given",
     ),
     Edit(
-        "detectron2/projects/panoptic_deeplab/post_processing.py",
+        "projects/panoptic_deeplab/post_processing.py",
         r"( +)(torch\.arange\(width, dtype=offsets\.dtype, device=offsets\.device\),\n)",
         r'\1\2\1indexing="ij",\n',
-        "PyTorch warns in every run where the order is not given",
+        "PyTorch warns where the order is not given",
     ),
     Edit(
-        "detectron2/model_zoo/model_zoo.py",
+        "model_zoo/model_zoo.py",
         r"import pkg_resources\n",
         "from importlib.resources import files\n",
         "setuptools 82 removed pkg_resources",
     ),
     Edit(
-        "detectron2/model_zoo/model_zoo.py",
+        "model_zoo/model_zoo.py",
         r'pkg_resources\.resource_filename\(\s*"detectron2\.model_zoo", os\.path\.join\("configs", config_path\)\s*\)',
         'str(files("detectron2.model_zoo") / "configs" / config_path)',
         "setuptools 82 removed pkg_resources",
     ),
     Edit(
-        "detectron2/modeling/meta_arch/retinanet.py",
+        "modeling/meta_arch/retinanet.py",
         r"get_norm\(norm, 1\)",
         "get_norm(norm, 32)",
-        "PyTorch now refuses a group norm of one channel, built here only for its type",
+        "PyTorch refuses a group norm of one channel",
     ),
     Edit(
-        "detectron2/export/__init__.py",
+        "export/__init__.py",
         r"from \.api import \*\n",
         "try:\n    from .api import *  # the caffe2 export\nexcept ImportError:\n    pass\n",
         "PyTorch no longer ships caffe2",
     ),
     Edit(
-        "detectron2/layers/nms.py",
+        "layers/nms.py",
         r"from torchvision\.ops import nms  # BC-compat\n",
         "from torchvision.ops import nms  # BC-compat\n\nfrom detectron2 import _C\n",
-        "rotated NMS is compiled: tell so instead of failing on a missing operator",
+        "rotated NMS is compiled",
     ),
+    Edit("layers/nms.py", r"torch\.ops\.detectron2\.nms_rotated\(", "_C.nms_rotated(", "rotated NMS is compiled"),
     Edit(
-        "detectron2/layers/nms.py",
-        r"torch\.ops\.detectron2\.nms_rotated\(",
-        "_C.nms_rotated(",
-        "rotated NMS is compiled: tell so instead of failing on a missing operator",
-    ),
-    Edit(
-        "detectron2/evaluation/coco_evaluation.py",
+        "evaluation/coco_evaluation.py",
         r"self\._use_fast_impl = use_fast_impl\n",
-        "self._use_fast_impl = False  # the fast one is compiled; pycocotools does the work here\n",
+        "self._use_fast_impl = False  # pycocotools does the work\n",
         "the fast COCO evaluation is compiled",
     ),
 )
@@ -273,14 +262,18 @@ def probe() -> dict:
     )
 
 
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
 def _tail(text: str, lines: int = 12) -> str:
     kept = [line for line in text.splitlines() if line.strip()][-lines:]
     return "It said:\n  " + "\n  ".join(kept) if kept else "It said nothing."
 
 
-def pip(*args: str, failed: str) -> None:
+def pip(*args: str, failed: str, program: tuple[str, ...] = ("-m", "pip")) -> None:
     """Runs pip of this Python with its own settings; raises ``failed`` and pip's last lines where it fails."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *args]
+    command = [sys.executable, *program, "--disable-pip-version-check", "--no-input", *args]
     ran = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if ran.returncode:
         raise InstallError(f"{failed} {_tail(ran.stdout)}")
@@ -303,13 +296,22 @@ def check_base(found: dict) -> None:
 
 def download(folder: Path) -> Path:
     """Fetches the pinned source archive with pip into ``folder`` and returns its path, its hash verified."""
+    failed = (
+        f"pip could not fetch {PIN}: is the package index reachable? On a machine without network install a wheel that "
+        "--wheel-dir built elsewhere."
+    )
+    program = ("-m", "pip")
+    if _release(importlib.metadata.version("pip")) > _release(DOWNLOADING_PIP):
+        older = folder / "pip"
+        pip("install", "--no-deps", "--target", str(older), f"pip=={DOWNLOADING_PIP}", failed=failed)
+        program = (str(older / "pip"),)
     pinned = folder / "pinned.txt"
     pinned.write_text(f"{PIN} --hash=sha256:{SHA256}\n", encoding="utf-8")
     pip(
         *("download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--require-hashes"),
         *("--dest", str(folder), "--requirement", str(pinned)),
-        failed=f"pip could not fetch {PIN}: is the package index reachable? On a machine without network install a "
-        "wheel that --wheel-dir built elsewhere.",
+        failed=failed,
+        program=program,
     )
     archive = folder / ARCHIVE
     if not archive.is_file():
@@ -340,8 +342,8 @@ def read_archive(archive: Path) -> dict[str, bytes]:
 def edit(files: dict[str, bytes]) -> dict[str, bytes]:
     """The same files with the edits applied, each edited one marked as such, and checked to be valid Python."""
     files = dict(files)
-    for path in sorted({e.path for e in EDITS}):
-        edits = [e for e in EDITS if e.path == path]
+    for module in sorted({e.path for e in EDITS}):
+        path, edits = f"detectron2/{module}", [e for e in EDITS if e.path == module]
         if path not in files:
             raise InstallError(f"{path} is not in {PIN}.")
         text = files[path].decode("utf-8")
@@ -412,8 +414,7 @@ def build_wheel(folder: Path) -> Path:
         say(f"downloading {PIN}")
         files = edit(read_archive(download(Path(scratch))))
     wheel = write_wheel(files, folder)
-    edited = len({e.path for e in EDITS})
-    say(f"built {WHEEL}: {len(files)} files, {len(EDITS)} edits in {edited} of them, {len(WHOLE_FILES)} written anew")
+    say(f"built {WHEEL}: {len(files)} files, {len(EDITS)} edits, {len(WHOLE_FILES)} files of our own")
     return wheel
 
 

@@ -42,7 +42,7 @@ def installer() -> ModuleType:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     ran = run_tool("--wheel-dir", str(tmp_path_factory.mktemp("wheel")))
-    if "pip could not fetch" in ran.stderr and "hash" not in ran.stderr.lower():
+    if "(from versions: none)" in ran.stderr:  # pip's words where it reaches no index
         pytest.skip(f"pip reaches no package index with Detectron2's sources: {ran.stderr}")
     assert ran.returncode == 0, ran.stderr
     return Path(ran.stdout.strip())
@@ -91,7 +91,7 @@ def test_wheel_has_the_edits(unpacked, installer):
     removed = re.compile(r"\bnp\.(bool|int|float|str)\b|Image\.LINEAR\b|import pkg_resources|torch\.ops\.detectron2")
     assert not [path for path, text in code.items() if removed.search(text)]
     for path in {edit.path for edit in installer.EDITS}:
-        assert code[path].startswith("# Changed for piip by"), path
+        assert code[f"detectron2/{path}"].startswith("# Changed for piip by"), path
     unedited = code["detectron2/modeling/backbone/fpn.py"]
     assert unedited.startswith("# Copyright")
 
