@@ -1,0 +1,24 @@
+"""Datasets by name. Importing this registers the bundled one, as importing Detectron2's data registers COCO."""
+
+from piip.data.datasets.coco import (
+    check_categories,
+    check_masks,
+    coco_dataset,
+    get_dataset_dicts,
+    num_classes,
+    register_coco,
+)
+from piip.data.datasets.digits_scenes import generate_digits_scenes, register_digits_scenes
+
+__all__ = [
+    "check_categories",
+    "check_masks",
+    "coco_dataset",
+    "generate_digits_scenes",
+    "get_dataset_dicts",
+    "num_classes",
+    "register_coco",
+    "register_digits_scenes",
+]
+
+register_digits_scenes()
