@@ -1,0 +1,199 @@
+"""Instances drawn onto pictures: one style for predictions and annotations, stills and video.
+
+Every class has a colour of its own, so that the same thing looks the same in every picture, beside its ground truth,
+and from one video frame to the next. Detectron2's ``Visualizer`` is not used because it needs OpenCV, which a training
+that ends with a report must not, and because its labels cannot be read on small pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import Metadata
+from detectron2.structures import BoxMode, Instances
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+__all__ = ["PALETTE", "class_name", "draw_annotations", "draw_instances"]
+
+# Told apart with every common kind of colour vision (Okabe and Ito 2008, then Paul Tol's bright ones), and visible on
+# photographs.
+PALETTE = (
+    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00",
+    "#CC79A7", "#332288", "#44BB99", "#AA3377", "#BBCC33", "#FFAABB",
+)  # fmt: skip
+_DPI = 100
+
+
+def class_name(metadata: Metadata, category: int) -> str:
+    """The name of a class, or its number where the dataset does not tell."""
+    names = metadata.get("thing_classes") or ()
+    return names[category] if category < len(names) else f"class {category}"
+
+
+def draw_instances(image: np.ndarray, instances: Instances, metadata: Metadata, min_side: int = 0) -> np.ndarray:
+    """Draws detections: boxes, masks where there are any, class names and scores.
+
+    Args:
+        image: RGB, uint8.
+        instances: with ``pred_boxes``, ``pred_classes`` and ``scores``, perhaps ``pred_masks``; on any device.
+        metadata: gives the class names.
+        min_side: pixels; where the shorter side has fewer, the picture is enlarged to have as many.
+
+    Shape:
+        (H, W, 3) -> the same, or enlarged in proportion.
+    """
+    instances = instances.to("cpu")
+    classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    return _draw(
+        image,
+        boxes=instances.pred_boxes.tensor.numpy(),
+        masks=list(instances.pred_masks.numpy()) if instances.has("pred_masks") else None,
+        classes=classes,
+        labels=[f"{class_name(metadata, c)} {100 * s:.0f}%" for c, s in zip(classes, scores, strict=True)],
+        min_side=min_side,
+    )
+
+
+def draw_annotations(
+    image: np.ndarray, annotations: Sequence[Mapping[str, Any]], metadata: Metadata, min_side: int = 0
+) -> np.ndarray:
+    """Draws the ground truth of a picture.
+
+    Args:
+        image: RGB, uint8.
+        annotations: of a dict in Detectron2's dataset format; crowds are left out.
+        metadata: gives the class names.
+        min_side: as in :func:`draw_instances`.
+    """
+    annotations = [a for a in annotations if not a.get("iscrowd", 0)]
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    masks = [_decode(a.get("segmentation"), *image.shape[:2]) for a in annotations]
+    classes = [a["category_id"] for a in annotations]
+    return _draw(
+        image,
+        boxes=np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
+        masks=masks,
+        classes=classes,
+        labels=[class_name(metadata, c) for c in classes],
+        min_side=min_side,
+    )
+
+
+def _decode(segmentation: Any, height: int, width: int) -> np.ndarray | None:
+    """A mask of COCO's polygons or run lengths."""
+    if not segmentation:
+        return None
+    if isinstance(segmentation, list):
+        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = mask_util.frPyObjects(segmentation, height, width)
+    return mask_util.decode(segmentation).astype(bool)
+
+
+def _draw(
+    image: np.ndarray,
+    *,
+    boxes: np.ndarray,
+    masks: Sequence[np.ndarray | None] | None,
+    classes: Sequence[int],
+    labels: Sequence[str],
+    min_side: int,
+) -> np.ndarray:
+    height, width = image.shape[:2]
+    scale = max(1.0, min_side / min(height, width))
+    out_width, out_height = round(width * scale), round(height * scale)
+    if scale > 1:
+        image = np.asarray(Image.fromarray(image).resize((out_width, out_height), Image.Resampling.BICUBIC))
+    if not len(boxes):
+        return image.copy()
+
+    # Agg cuts off fractions of pixels, hence the hundredth more.
+    figure = Figure(figsize=((out_width + 0.01) / _DPI, (out_height + 0.01) / _DPI), dpi=_DPI)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest", aspect="auto")
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    # Sizes in pixels of the picture that comes out, then in points.
+    line = np.clip(0.003 * min(out_width, out_height), 1.2, 4) * 72 / _DPI
+    font = np.clip(0.024 * min(out_width, out_height), 11, 30) * 72 / _DPI
+    # Small things over large ones.
+    order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
+    for layer, i in enumerate(order):
+        colour = PALETTE[classes[i] % len(PALETTE)]
+        if masks is not None and masks[i] is not None:
+            _draw_mask(axes, masks[i], colour, line, layer)
+        x0, y0, x1, y1 = boxes[i]
+        for edge, width, alpha in _cased(colour, line):
+            box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, linewidth=width, alpha=alpha)
+            axes.add_patch(box).set_zorder(2 + layer)
+    taken: list[tuple[float, ...]] = []
+    for i in order[::-1]:
+        _draw_label(axes, labels[i], boxes[i] * scale, PALETTE[classes[i] % len(PALETTE)], font, taken, scale)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def _draw_mask(axes: Axes, mask: np.ndarray, colour: str, line: float, layer: int) -> None:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return
+    top, left = rows[0], columns[0]
+    # A frame of zeros closes the outline; values stand for the centres of pixels.
+    crop = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1).astype(np.float32)
+    y, x = np.arange(crop.shape[0]) + top - 0.5, np.arange(crop.shape[1]) + left - 0.5
+    axes.contourf(x, y, crop, levels=[0.5, 1.5], colors=[colour], alpha=0.45, zorder=2 + layer)
+    for edge, width, alpha in _cased(colour, 1.3 * line):
+        axes.contour(x, y, crop, levels=[0.5], colors=[edge], linewidths=width, alpha=alpha, zorder=2 + layer)
+
+
+def _cased(colour: str, line: float) -> list[tuple[str, float, float]]:
+    """Colour, width and opacity of the strokes of a line: a dark rim below keeps it visible on its own colour."""
+    return [("black", line + 1.0, 0.4), (colour, line, 1.0)]
+
+
+def _draw_label(
+    axes: Axes,
+    label: str,
+    box: np.ndarray,
+    colour: str,
+    font: float,
+    taken: list[tuple[float, ...]],
+    scale: float,
+) -> None:
+    """Writes the label at a corner of its box, where it hides the fewest others; adds its place to ``taken``."""
+    red, green, blue = to_rgb(colour)
+    dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+    text = axes.text(
+        0, 0, label, fontsize=font, color="white" if dark else "black", va="top", ha="left", zorder=1000,
+        bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.12 * font},
+    )  # fmt: skip
+    extent = text.get_window_extent(axes.figure.canvas.get_renderer())
+    pad = 0.12 * font * _DPI / 72
+    w, h = extent.width + 2 * pad, extent.height + 2 * pad
+    out_width, out_height = axes.bbox.width, axes.bbox.height
+    x0, y0, x1, y1 = box
+    places = []
+    for x, y in [(x0, y0 - h), (x1 - w, y0 - h), (x0, y1), (x1 - w, y1), (x0, y0), (x0, y1 - h)]:
+        inside = min(max(x, 0), max(out_width - w, 0)), min(max(y, 0), max(out_height - h, 0))
+        hidden = sum(_overlap((*inside, w, h), other) for other in taken)
+        moved = abs(inside[0] - x) + abs(inside[1] - y)
+        places.append((hidden > 0.05 * w * h, moved > 0.5 * h, hidden, len(places), inside))
+    x, y = min(places)[-1]
+    taken.append((x, y, w, h))
+    text.set_position(((x + pad) / scale, (y + pad) / scale))
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """The common area of two rectangles (x, y, width, height)."""
+    w = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    h = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    return max(w, 0) * max(h, 0)

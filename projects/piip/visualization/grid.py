@@ -1,0 +1,96 @@
+"""A grid of pictures: ground truth beside prediction."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.evaluation import inference_context
+from matplotlib.figure import Figure
+
+from .draw import draw_annotations, draw_instances
+
+__all__ = ["Example", "grid_figure", "predict_examples"]
+
+logger = logging.getLogger(__name__)
+
+_PANEL_PIXELS = 480  # shorter side of a drawn picture
+
+
+@dataclass
+class Example:
+    """A picture with its ground truth and with its prediction drawn on it (RGB, uint8), and how to call it."""
+
+    title: str
+    truth: np.ndarray
+    prediction: np.ndarray
+
+
+def predict_examples(
+    model: torch.nn.Module,
+    data_loader: Iterable[Sequence[Mapping[str, Any]]],
+    dataset_name: str,
+    num_images: int = 8,
+    score_threshold: float = 0.5,
+) -> list[Example]:
+    """Predicts the first pictures of a test set and draws them.
+
+    Args:
+        model: a Detectron2 model that returns ``instances``; its mode is left as it was.
+        data_loader: of the test set, whose items name ``file_name`` and ``image_id``.
+        dataset_name: in Detectron2's catalogs, for the ground truth and the class names.
+        num_images: how many.
+        score_threshold: detections below are not drawn.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    truth = {item["image_id"]: item.get("annotations", ()) for item in DatasetCatalog.get(dataset_name)}
+    examples: list[Example] = []
+    with inference_context(model), torch.no_grad():
+        for batch in data_loader:
+            batch = batch[: num_images - len(examples)]
+            for item, output in zip(batch, model(batch), strict=True):
+                image = read_image(item["file_name"], format="RGB")
+                found = output["instances"]
+                drawn = found[found.scores >= score_threshold]
+                examples.append(
+                    Example(
+                        title=f"image {item['image_id']}",
+                        truth=draw_annotations(image, truth[item["image_id"]], metadata, _PANEL_PIXELS),
+                        prediction=draw_instances(image, drawn, metadata, _PANEL_PIXELS),
+                    )
+                )
+            if len(examples) >= num_images:
+                break
+    return examples
+
+
+def grid_figure(examples: Sequence[Example]) -> Figure:
+    """Arranges pairs in two columns of pairs, or in one when they are few."""
+    pairs_per_row = 1 if len(examples) < 3 else 2
+    rows = math.ceil(len(examples) / pairs_per_row)
+    heights = [e.truth.shape[0] / e.truth.shape[1] for e in examples]
+    row_heights = [max(heights[i : i + pairs_per_row]) for i in range(0, len(examples), pairs_per_row)]
+    width = 3.2  # inches of a panel
+    figure = Figure(figsize=(2 * pairs_per_row * width, sum(row_heights) * width + 0.3 * rows + 0.4), dpi=150)
+    figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
+    panels = figure.subplots(rows, 2 * pairs_per_row, squeeze=False, height_ratios=row_heights)
+    for axes in panels.flat:
+        axes.axis("off")
+    for i, example in enumerate(examples):
+        row, column = divmod(i, pairs_per_row)
+        for axes, picture, kind in zip(
+            panels[row, 2 * column : 2 * column + 2],
+            (example.truth, example.prediction),
+            ("ground truth", "prediction"),
+            strict=True,
+        ):
+            axes.imshow(picture, interpolation="antialiased")
+            axes.set_title(f"{example.title} · {kind}", fontsize=10, pad=4)
+    return figure
