@@ -1,0 +1,36 @@
+"""Learning-rate schedules, as factors on the optimizer's rates.
+
+Milestones are epochs, and the warm-up a share of ``train.max_iter``: a schedule keeps its shape when the batch size
+or the length of the training changes.
+"""
+
+from detectron2.config import LazyCall as L
+from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
+
+from piip.engine.config import warmup_fraction
+
+# Published PIIP detectors at batch 16: 87 960 iterations with steps at 58 640 and 80 630, linear warm-up over 500 from
+# 0.001. The 2x one takes train.epochs=24, the 3x one 36.
+lr_multiplier_1x = L(WarmupParamScheduler)(
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1, 0.01], milestones=[8, 11], num_updates=12),
+    warmup_length=warmup_fraction(500),
+    warmup_factor=0.001,
+)
+lr_multiplier_2x = L(WarmupParamScheduler)(
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1, 0.01], milestones=[16, 22], num_updates=24),
+    warmup_length=warmup_fraction(500),
+    warmup_factor=0.001,
+)
+lr_multiplier_3x = L(WarmupParamScheduler)(
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1, 0.01], milestones=[27, 33], num_updates=36),
+    warmup_length=warmup_fraction(500),
+    warmup_factor=0.001,
+)
+
+# For short trainings from scratch.
+lr_multiplier_cosine = L(WarmupParamScheduler)(
+    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
+    warmup_length=warmup_fraction(50),
+    warmup_factor=0.01,
+)

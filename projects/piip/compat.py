@@ -1,0 +1,22 @@
+"""What Detectron2 0.6 and its main branch do differently, one small function each."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from detectron2.utils import comm
+
+__all__ = ["create_local_process_group"]
+
+
+def create_local_process_group(size: int) -> None:
+    """Makes the group of a machine's processes, ``size`` of them; all processes must call it together.
+
+    Detectron2 0.6 makes it inside its own launcher only.
+    """
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(size)
+        return
+    for first in range(0, dist.get_world_size(), size):
+        group = dist.new_group(list(range(first, first + size)))
+        if first <= dist.get_rank() < first + size:
+            comm._LOCAL_PROCESS_GROUP = group

@@ -1,0 +1,1 @@
+"""Training, evaluation and prediction: the loop, its hooks, and what surrounds them."""

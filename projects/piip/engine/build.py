@@ -1,0 +1,132 @@
+"""From the sections of a config to the objects of a training, with the checks that a mistake should meet early."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import nn
+
+from ..checkpoint import LoadReport, load_pretrained, load_weights
+from ..checkpoint.checkpointer import Checkpointer
+from ..data.datasets.coco import check_categories, check_masks
+from ..errors import CheckpointError, ConfigError
+from .distributed import local_main_process_first
+
+__all__ = ["amp_dtype", "build_loader", "build_optimizer", "load_initial_weights", "pick_device"]
+
+logger = logging.getLogger(__name__)
+
+
+def pick_device(cfg: DictConfig) -> torch.device:
+    """The device in ``train.device``, or the CPU where the machine has no GPU.
+
+    Raises:
+        ConfigError: when there is no such device.
+    """
+    name = str(cfg.train.device)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"train.device={name!r} is not a device; use cuda or cpu.") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        if (device.index or 0) >= (count := torch.cuda.device_count()):
+            raise ConfigError(f"train.device={name!r} but this machine has {count} GPUs; use cuda or a lower number.")
+    return device
+
+
+def amp_dtype(cfg: DictConfig, device: torch.device) -> torch.dtype | None:
+    """The type of mixed precision, None without.
+
+    Raises:
+        ConfigError: for float16 without a GPU, which has neither a scaled loss nor fast kernels.
+    """
+    if not cfg.train.amp.enabled:
+        return None
+    if cfg.train.amp.dtype == "float16" and device.type != "cuda":
+        raise ConfigError(
+            f"train.amp.dtype=float16 needs a GPU, but the training runs on {device}; use train.amp.dtype=bfloat16 or "
+            "train.amp.enabled=False."
+        )
+    return getattr(torch, cfg.train.amp.dtype)
+
+
+def build_loader(cfg: DictConfig, node: DictConfig, training: bool) -> Iterable:
+    """A data loader, after checking that its data suits the model.
+
+    Args:
+        cfg: the whole config.
+        node: ``dataloader.train`` or a loader of ``dataloader.test``. Where its ``dataset`` has ``names``, the
+            categories are checked against the model's ``num_classes``, and for training of a mask head the masks.
+        training: whether the loader is for training.
+
+    Raises:
+        ConfigError, DataError: when data and model do not fit together.
+    """
+    names = dataset_names(node)
+    if names is None:
+        return instantiate(node)
+    with local_main_process_first():  # data that is generated or downloaded on first use
+        dataset = instantiate(node.dataset)
+    if (num_classes := _num_classes(cfg)) is not None:
+        check_categories(names, num_classes)
+    if training and OmegaConf.select(cfg, "model.roi_heads.mask_head") is not None:
+        check_masks(dataset)
+    return instantiate({**{key: node[key] for key in node if key != "dataset"}, "dataset": dataset})
+
+
+def dataset_names(node: Any) -> str | list[str] | None:
+    """The names of the datasets of a loader in a config, None where it does not say."""
+    names = OmegaConf.select(node, "dataset.names") if isinstance(node, DictConfig) else None
+    return list(names) if isinstance(names, ListConfig) else names
+
+
+def _num_classes(cfg: DictConfig) -> int | None:
+    for key in ("model.roi_heads.num_classes", "model.num_classes"):
+        if isinstance(number := OmegaConf.select(cfg, key), int):
+            return number
+    return None
+
+
+def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a config; its ``params`` are called with the model."""
+    node = copy.deepcopy(cfg.optimizer)  # the config shall not hold the model
+    node.params.model = model
+    return instantiate(node)
+
+
+def load_initial_weights(model: nn.Module, source: str) -> LoadReport | None:
+    """Loads the weights that a training or an evaluation starts from.
+
+    Args:
+        model: not wrapped.
+        source: file or address. Empty: the pretrained weights that the model's branches name.
+
+    Returns:
+        what was loaded; None where Detectron2's rules for its model zoo were used, which log it themselves.
+
+    Raises:
+        CheckpointError: when there is no such file, or it cannot be used.
+        DownloadError: when it cannot be fetched.
+    """
+    with local_main_process_first():
+        if not source:
+            return load_pretrained(model)
+        if not source.endswith(".pkl"):
+            return load_weights(model, source)
+        try:
+            Checkpointer(model).load(source)
+        except (AssertionError, OSError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(
+                f"checkpoint {source!r} cannot be read ({str(error).splitlines()[0]}); check the path."
+            ) from error
+        return None

@@ -1,0 +1,41 @@
+"""Moving average of a model's weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+__all__ = ["ModelEMA"]
+
+
+class ModelEMA:
+    """A second copy of a model that follows its weights: ``ema = decay * ema + (1 - decay) * weights``.
+
+    It starts at the model's weights. Buffers that hold floating-point numbers (running statistics) are averaged too,
+    others are copied. To evaluate the average, use :attr:`module`; the model itself is never touched.
+
+    Args:
+        model: on its final device, not wrapped for data-parallel training.
+        decay: in (0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+        # Shared tensors appear once in each list, so they are averaged once.
+        own = [*self.module.parameters(), *self.module.buffers()]
+        followed = [*model.parameters(), *model.buffers()]
+        pairs = list(zip(own, followed, strict=True))
+        self._averaged = [(a, b) for a, b in pairs if a.is_floating_point()]
+        self._copied = [(a, b) for a, b in pairs if not a.is_floating_point()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """One step towards the model's present weights."""
+        if self._averaged:
+            own, followed = map(list, zip(*self._averaged, strict=True))
+            torch._foreach_lerp_(own, followed, 1.0 - self.decay)
+        for a, b in self._copied:
+            a.copy_(b)

@@ -1,0 +1,91 @@
+"""The folder of a training: what is in it, making room for a new one, and small files written whole."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import LazyConfig
+from omegaconf import DictConfig
+
+from ..checkpoint.files import write_atomically
+
+__all__ = ["remembered_seed", "save_config", "set_earlier_run_aside", "write_json"]
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"
+_SOURCE = "config_source.py"
+# `last_checkpoint` goes first: without it nothing is resumed from, so a kill in between does no harm.
+_LEFT_BY_A_RUN = (
+    "last_checkpoint", "model_*.pth", "metrics.json", "eval.json", "summary.json", CONFIG, _SOURCE, "log.txt*",
+    "events.out.tfevents.*", "report", "inference",
+)  # fmt: skip
+
+
+def set_earlier_run_aside(output_dir: str) -> Path | None:
+    """Moves the files of an earlier training into ``<output_dir>/previous/<number>``.
+
+    A training that does not resume starts from nothing: it neither continues, overwrites nor mixes with another one.
+
+    Returns:
+        the folder they went to; None when there were none.
+    """
+    root = Path(output_dir)
+    if not any(root.joinpath(name).exists() for name in ("last_checkpoint", "metrics.json", "summary.json")):
+        return None
+    taken = [int(p.name) for p in root.glob("previous/*") if p.name.isdigit()]
+    target = root / "previous" / str(max(taken, default=0) + 1)
+    target.mkdir(parents=True)
+    for pattern in _LEFT_BY_A_RUN:
+        for path in root.glob(pattern):
+            path.rename(target / path.name)
+    return target
+
+
+def remove_torn_files(output_dir: str) -> None:
+    """Removes temporary files that a killed training did not finish."""
+    for path in Path(output_dir).glob(".model_*.pth.*"):
+        path.unlink(missing_ok=True)
+
+
+def save_config(cfg: DictConfig, source: str, output_dir: str) -> None:
+    """Writes the config as it is used to ``config.yaml``, and the file that it came from beside it."""
+    temporary = Path(output_dir, f".{CONFIG}")
+    LazyConfig.save(cfg, str(temporary))
+    os.replace(temporary, Path(output_dir, CONFIG))
+    if source.endswith(".py"):
+        copy = Path(output_dir, f".{_SOURCE}")
+        shutil.copyfile(source, copy)
+        os.replace(copy, Path(output_dir, _SOURCE))
+
+
+def remembered_seed(output_dir: str) -> int | None:
+    """The seed in the ``config.yaml`` that an earlier session of a training left."""
+    path = Path(output_dir, CONFIG)
+    return LazyConfig.load(str(path)).train.get("seed") if path.is_file() else None
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes JSON, with null for numbers that JSON does not know."""
+    text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda f: f.write(text.encode()))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

@@ -1,0 +1,263 @@
+"""Training and evaluation as the command line does them: from a config to weights, metrics and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from detectron2.engine import create_ddp_model, hooks
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig, OmegaConf
+
+from ..checkpoint.checkpointer import Checkpointer, newest_good_checkpoint
+from ..errors import ConfigError
+from .build import amp_dtype, build_loader, build_optimizer, load_initial_weights, pick_device
+from .config import apply_overrides, check_config, find_config, load_config
+from .distributed import launch
+from .ema import ModelEMA
+from .evaluate import EVAL_FILE, EvalTask, build_tests, evaluate_checkpoint, run_tests
+from .hooks import BestCheckpointHook, EMAHook, EvalHook, PeriodicCheckpointer
+from .run_dir import remembered_seed, remove_torn_files, save_config, set_earlier_run_aside, write_json
+from .seeding import draw_seed, seed_step
+from .summary import write_summary
+from .trainer import Trainer
+from .writers import build_writers, memory_mb
+
+__all__ = ["do_train", "main", "run"]
+
+logger = logging.getLogger(__name__)
+
+
+def main(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Trains or evaluates, in as many processes as asked for.
+
+    Args:
+        args: of Detectron2's argument parser: ``config_file``, ``resume``, ``eval_only``, ``num_gpus``,
+            ``num_machines``, ``machine_rank``, ``dist_url`` and ``opts`` (overrides).
+
+    Returns:
+        the results of the last evaluation, where it ran in this process.
+
+    Raises:
+        UserError: for whatever the user can put right.
+    """
+    # Mistakes in the config are told once, before any process is started.
+    cfg = load_config(args.config_file, args.opts or [])
+    check_config(cfg, args.eval_only)
+    return launch(run, args, use_gpu=pick_device(cfg).type == "cuda")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`main` does in every process."""
+    cfg = load_config(args.config_file)
+    written_for = _batch_and_length(cfg)
+    apply_overrides(cfg, args.opts or [])
+    check_config(cfg, args.eval_only)
+    device = pick_device(cfg)
+    output_dir = cfg.train.output_dir
+    aside = None
+    if comm.is_main_process():
+        os.makedirs(output_dir, exist_ok=True)
+        if not args.resume and not args.eval_only:
+            aside = set_earlier_run_aside(output_dir)
+    comm.synchronize()  # before anybody opens a log file in there
+    for name in ("fvcore", "detectron2", "piip"):
+        setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
+    if aside:
+        logger.info("%s held an earlier training; its files are now in %s (--resume continues one).", output_dir, aside)
+    if device.type != torch.device(cfg.train.device).type:
+        logger.info("train.device=%s, but this machine has no usable GPU: running on the CPU.", cfg.train.device)
+    logger.info(
+        "Config %s %s, %d process(es) on %s, torch %s",
+        args.config_file,
+        " ".join(args.opts or []),
+        comm.get_world_size(),
+        torch.cuda.get_device_name() if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)",
+        torch.__version__,
+    )
+    if args.eval_only:
+        return evaluate_checkpoint(cfg, device)
+    _log_schedule(cfg, *written_for)
+    return do_train(cfg, device, find_config(args.config_file), resume=args.resume)
+
+
+def do_train(cfg: DictConfig, device: torch.device, source: str, resume: bool = False) -> dict[str, Any]:
+    """Trains the model of a config.
+
+    On a CPU, a training that was killed and resumed ends with the same bits as one that was not.
+
+    Args:
+        cfg: complete and checked.
+        device: where to compute.
+        source: the file that ``cfg`` came from; a copy is kept.
+        resume: continue from the newest good checkpoint in ``train.output_dir``, where there is one.
+
+    Returns:
+        the results of the last evaluation; empty but in the main process.
+    """
+    output_dir, main_process = cfg.train.output_dir, comm.is_main_process()
+    found = newest_good_checkpoint(output_dir) if resume else None
+    if resume and not found:
+        logger.info("%s holds no checkpoint to resume from: starting at the first iteration.", output_dir)
+    seed = cfg.train.seed = _settle_seed(cfg, found[1] if found else {}, resume)
+    if main_process:
+        remove_torn_files(output_dir)
+        save_config(cfg, source, output_dir)
+    if device.type == "cpu":
+        # Sums whose order depends on the timing of threads; what has no other way is only warned of.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = bool(cfg.train.get("cudnn_benchmark", False))
+
+    # Data first: it is what is wrong most often, and checked before anything expensive.
+    if (batch := OmegaConf.select(cfg, "dataloader.train.total_batch_size")) and batch % comm.get_world_size():
+        raise ConfigError(
+            f"dataloader.train.total_batch_size={batch} cannot be shared equally by {comm.get_world_size()} processes."
+        )
+    train_loader = build_loader(cfg, cfg.dataloader.train, training=True)
+    tests = build_tests(cfg)
+
+    seed_step(seed, iteration=0, stream=3)
+    model = instantiate(cfg.model).to(device)
+    logger.info("%s with %.2f M parameters", type(model).__name__, sum(p.numel() for p in model.parameters()) / 1e6)
+    if not found:
+        load_initial_weights(model, cfg.train.init_checkpoint)
+    ema = ModelEMA(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
+    optimizer = build_optimizer(cfg, model)
+    gpu = {} if device.type == "cuda" else {"device_ids": None}
+    clip = cfg.train.clip_grad
+    trainer = Trainer(
+        create_ddp_model(model, **gpu, **cfg.train.ddp),
+        train_loader,
+        optimizer,
+        seed=seed,
+        amp_dtype=amp_dtype(cfg, device),
+        max_norm=clip.max_norm if clip.enabled else None,
+        norm_type=clip.norm_type,
+    )
+    evaluated = ema.module if ema else model
+    checkpointer = Checkpointer(model, output_dir, averaged=ema and ema.module, trainer=trainer)
+    best = BestCheckpointHook(checkpointer, cfg.train.best_checkpointer.metric)
+    evaluate = _Evaluation(evaluated, tests, output_dir, trainer)
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            EMAHook(ema) if ema else None,
+            PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer),
+            EvalHook(cfg.train.eval_period, evaluate),
+            best if cfg.train.best_checkpointer.enabled else None,
+        ]
+    )
+    start_iter = 0
+    if found:
+        checkpointer.resume(*found)
+        start_iter = trainer.iter + 1
+    if main_process:
+        writers = build_writers(output_dir, cfg.train.max_iter, start_iter)
+        trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period)])
+    trainer.train(start_iter, cfg.train.max_iter)
+
+    if main_process:
+        if cfg.train.report.enabled:
+            _write_report(cfg, evaluated, tests)
+        write_summary(output_dir, _facts(cfg, trainer, best, device), evaluate.results)
+    comm.synchronize()
+    return evaluate.results
+
+
+class _Evaluation:
+    """What the evaluation hook calls; keeps and writes the last results."""
+
+    def __init__(self, model: torch.nn.Module, tests: list[EvalTask], output_dir: str, trainer: Trainer):
+        self.results: dict[str, Any] = {}
+        self._model, self._tests, self._output_dir, self._trainer = model, tests, output_dir, trainer
+
+    def __call__(self) -> dict[str, Any]:
+        self.results = run_tests(self._model, self._tests)
+        if self._tests and comm.is_main_process():
+            done = min(self._trainer.storage.iter + 1, self._trainer.max_iter)
+            write_json(os.path.join(self._output_dir, EVAL_FILE), {"iterations": done, "results": self.results})
+        return self.results
+
+
+def _settle_seed(cfg: DictConfig, checkpoint: dict[str, Any], resume: bool) -> int:
+    """The config's seed, or that of the resumed training, or a new one; the same in all processes."""
+    seed, earlier = cfg.train.seed, checkpoint.get("trainer", {}).get("seed")
+    if seed is None or seed < 0:  # Detectron2's way to say "any"
+        if earlier is None and resume and comm.is_main_process():
+            earlier = remembered_seed(cfg.train.output_dir)
+        seed = comm.all_gather(draw_seed() if earlier is None else earlier)[0]
+    elif earlier not in (None, seed):
+        logger.warning(
+            "train.seed=%d, but the resumed training began with %d; it goes on with %d.", seed, earlier, seed
+        )
+    logger.info("Seed %d (train.seed=%d repeats this training)", seed, seed)
+    return seed
+
+
+def _batch_and_length(cfg: DictConfig) -> tuple[int | None, Any]:
+    batch = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
+    return batch, OmegaConf.select(cfg, "train.max_iter") if batch else None
+
+
+def _log_schedule(cfg: DictConfig, old_batch: int | None, old_length: Any) -> None:
+    batch, length = _batch_and_length(cfg)
+    if batch is None:
+        return
+    if OmegaConf.is_interpolation(cfg.train, "max_iter"):
+        epochs, images = cfg.train.epochs, cfg.train.num_images
+        logger.info("%s epochs of %d images, %d at a time: %d iterations", epochs, images, batch, length)
+    else:
+        logger.info("%d iterations of %d images", length, batch)
+    if batch != old_batch:
+        if length != old_length:
+            logger.info(
+                "The config is written for batches of %s images and %s iterations; with batches of %d it takes %d. "
+                "optimizer.lr stays as it is: consider scaling it too.", old_batch, old_length, batch, length,
+            )  # fmt: skip
+        else:
+            logger.warning(
+                "The config is written for batches of %s images; with %d the %d iterations see %.3g times as many images: "
+                "consider changing train.max_iter.", old_batch, batch, length, batch / (old_batch or batch),
+            )  # fmt: skip
+
+
+def _facts(cfg: DictConfig, trainer: Trainer, best: BestCheckpointHook, device: torch.device) -> dict[str, Any]:
+    histories = trainer.storage.histories()
+    speed = histories["img_per_s"].median(1000) if "img_per_s" in histories else None
+    return {
+        "iterations": trainer.iter,
+        "seconds": trainer.seconds,
+        "images_per_second": speed,
+        "memory_mb": memory_mb(),
+        "device": str(device),
+        "processes": comm.get_world_size(),
+        "seed": trainer.seed,
+        "best_metric": best.metric if best.best is not None else None,
+        "best_value": best.best,
+        "best_iteration": best.iteration,
+    }
+
+
+def _write_report(cfg: DictConfig, model: torch.nn.Module, tests: list[EvalTask]) -> None:
+    if not tests:
+        return
+    from ..visualization.report import write_report  # draws with matplotlib, which an evaluation need not import
+
+    try:
+        folder = write_report(
+            cfg.train.output_dir,
+            model=model,
+            data_loader=tests[0].loader,
+            dataset_name=tests[0].name,
+            num_images=cfg.train.report.num_images,
+        )
+        logger.info("Curves and pictures are in %s", folder)
+    except Exception:  # the training itself is done and saved; pictures must not make it look failed
+        logger.exception("The report could not be written; the training is complete without it.")
