@@ -12,9 +12,7 @@ from .schedules import lr_multiplier_1x as lr_multiplier
 from .train import train
 
 # The long edge of an image becomes what the finest branch is meant for.
-resize = L(ResizeShortestEdge)(
+dataloader.train.mapper.augmentations[0] = L(ResizeShortestEdge)(
     short_edge_length=L(published_short_edge)(long_edge="${..max_size}"),
     max_size="${model.backbone.bottom_up.resolutions.0}",
 )
-dataloader.train.mapper.augmentations[0] = resize
-dataloader.test.mapper.augmentations[0] = resize

@@ -7,5 +7,4 @@ from .schedules import lr_multiplier_1x as lr_multiplier
 from .train import train
 
 optimizer.params.lr_decay_rate = 0.95
-for loader in (dataloader.train, dataloader.test):
-    loader.mapper.augmentations[0].update(short_edge_length=614, max_size=1024)
+dataloader.train.mapper.augmentations[0].update(short_edge_length=614, max_size=1024)

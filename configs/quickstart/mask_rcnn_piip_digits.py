@@ -4,12 +4,28 @@ A true PIIP in small: three resolutions, the largest branch at the lowest one, d
 """
 
 from detectron2.config import LazyCall as L
+
 from piip.modeling import ViTBranch
 
+from ..common.data.digits import dataloader
 from ..common.models.mask_rcnn_piip import model
+from ..common.optim import adamw as optimizer
+from ..common.schedules import lr_multiplier_cosine as lr_multiplier
+from ..common.train import train
+
+optimizer.lr = 1e-3
+optimizer.params.lr_decay_rate = 1.0  # nothing is pretrained
+train.update(
+    output_dir="./output/quickstart/mask_rcnn_piip_digits",
+    max_iter=600,
+    seed=1,
+    eval_period=200,
+    clip_grad=dict(enabled=True, max_norm=1.0, norm_type=2.0),
+)
+train.checkpointer.period = 200
 
 # Patches of 8 pixels: the pyramid of maps then starts at stride 4 (c3), without the costly stride-2 level.
-branch = L(ViTBranch)(depth=3, patch_size=8, pretrain_img_size=128, window_size=0)
+branch = L(ViTBranch)(depth=2, patch_size=8, pretrain_img_size=128, window_size=0)
 model.backbone.bottom_up.update(
     branches=[
         {**branch, "embed_dim": 64, "num_heads": 2},
@@ -17,7 +33,7 @@ model.backbone.bottom_up.update(
         {**branch, "embed_dim": 128, "num_heads": 4},
     ],
     resolutions=[128, 96, 64],
-    interaction_indexes=3,
+    interaction_indexes=2,
     out_features=["c3", "c4", "c5"],
     size_divisibility=32,
 )
@@ -26,7 +42,7 @@ model.backbone.update(in_features=["c3", "c4", "c5"], out_channels=64, top_block
 model.proposal_generator.update(in_features=["p2", "p3", "p4"], batch_size_per_image=64)
 model.proposal_generator.anchor_generator.update(sizes=[[16], [32], [56]], strides=[4, 8, 16])
 model.proposal_generator.update(pre_nms_topk=[500, 200], post_nms_topk=[200, 100])
-model.roi_heads.update(num_classes=10, batch_size_per_image=64)
+model.roi_heads.update(num_classes=10, batch_size_per_image=32)
 for kind in ("box", "mask"):
     model.roi_heads[f"{kind}_in_features"] = ["p2", "p3", "p4"]
     model.roi_heads[f"{kind}_pooler"].scales = [1 / 4, 1 / 8, 1 / 16]

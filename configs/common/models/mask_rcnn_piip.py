@@ -1,6 +1,7 @@
 """Mask R-CNN on PIIP; a leaf config names branches and resolutions, highest resolution first."""
 
 from detectron2.config import LazyCall as L
+
 from piip.modeling import PIIP
 
 from .mask_rcnn import model

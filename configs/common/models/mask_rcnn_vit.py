@@ -1,6 +1,7 @@
 """Mask R-CNN on one plain ViT; a leaf config names the branch."""
 
 from detectron2.config import LazyCall as L
+
 from piip.modeling import SingleBranch
 
 from .mask_rcnn import model
