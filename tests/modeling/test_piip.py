@@ -173,7 +173,7 @@ def test_replaced_branch_fits_in():
     model = tiny()
     model.replace_branch(0, ViTBranch(48, 2, 3))
     assert model(torch.randn(1, 3, 64, 64))["c4"].shape == (1, 96, 4, 4)
-    with pytest.raises(ConfigError, match="3 blocks|with 3"):
+    with pytest.raises(ConfigError, match="one with 3"):
         model.replace_branch(0, ViTBranch(48, 3, 3))
 
 
@@ -213,6 +213,11 @@ def test_bad_settings_are_named(kwargs, message):
     kwargs = {"resolutions": [224, 160, 96], "interaction_indexes": 2, "interaction": {"num_heads": 4}, **kwargs}
     with pytest.raises(ConfigError, match=message):
         PIIP(branches, **kwargs)
+
+
+def test_a_width_that_cannot_be_normalised_is_named():
+    with pytest.raises(ConfigError, match="width 112.*multiple of 32"):
+        PIIP([ViTBranch(112, 1, 2)], [224], 1)
 
 
 def test_inputs_that_patches_do_not_tile_are_refused():

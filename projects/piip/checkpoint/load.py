@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,9 +18,11 @@ from .handlers import resolve
 from .official import describe, official_names
 from .resize import resize_patch_embed, resize_pos_embed
 
-__all__ = ["LoadReport", "load_official", "load_pretrained", "load_weights"]
+__all__ = ["LoadReport", "adapt_to_checkpoint", "load_branch", "load_official", "load_pretrained", "load_weights"]
 
 logger = logging.getLogger(__name__)
+
+_FINEST_OF_FOUR = re.compile(r"(?:^|\.)(?:branch4|branches\.0)\.patch_embed\.proj\.weight$")
 
 
 @dataclass
@@ -86,7 +89,7 @@ def load_official(module: nn.Module, state_dict: Mapping, strict: bool = True) -
     else:
         ignored = [k for k in tensors if k.startswith(("neck.", "rpn_head.", "roi_head.", "bbox_head."))]
         tensors = {k.removeprefix("backbone."): v for k, v in tensors.items() if k not in ignored}
-    _adapt_fourth_branch(module, tensors)
+    adapt_to_checkpoint(module, tensors)
     names = official_names(module)
     # Three-branch DINO detectors carry the finest deconvolution without using it.
     known = set(names.values())
@@ -95,7 +98,7 @@ def load_official(module: nn.Module, state_dict: Mapping, strict: bool = True) -
         tensors.pop(name, None)
     ours = {name: tensors[official] for name, official in names.items() if official in tensors}
     unexpected = [name for name in tensors if name not in known]
-    return _load(module, ours, LoadReport(unexpected=unexpected, ignored=ignored), expected=names, strict=strict)
+    return _load(module, ours, LoadReport(unexpected=unexpected, ignored=ignored), names, tensors, strict)
 
 
 def load_weights(model: nn.Module, source: str) -> LoadReport:
@@ -113,12 +116,13 @@ def load_weights(model: nn.Module, source: str) -> LoadReport:
         DownloadError: when it cannot be fetched.
     """
     tensors = tensors_of(read_checkpoint(resolve(source)))
+    adapt_to_checkpoint(model, tensors)
     own = model.state_dict()
     branches = [(f"{name}.", module) for name, module in model.named_modules() if isinstance(module, Branch)]
     try:
         if sum(name in own for name in tensors) >= 0.5 * min(len(own), len(tensors)):
             report = LoadReport(unexpected=[name for name in tensors if name not in own])
-            report = _load(model, {k: v for k, v in tensors.items() if k in own}, report, expected=own, strict=False)
+            report = _load(model, {k: v for k, v in tensors.items() if k in own}, report, own, tensors, strict=False)
         elif branches and "patch_embed.proj.weight" in tensors and not isinstance(model, Branch):
             report = _load_into_branches(branches, tensors)
         else:
@@ -167,7 +171,7 @@ def load_branch(branch: Branch, tensors: Mapping[str, Tensor], source: str = "ch
     ours = {official.get(name, name): tensor for name, tensor in tensors.items()}
     report = LoadReport(ignored=[name for name in ours if name not in own])
     try:
-        return _load(branch, {k: v for k, v in ours.items() if k in own}, report, own, strict=False, enough=0.75)
+        return _load(branch, {k: v for k, v in ours.items() if k in own}, report, own, tensors, False, enough=0.75)
     except CheckpointError as error:
         raise CheckpointError(f"pretrained weights {source!r} of a {len(own)}-tensor branch: {error}") from error
 
@@ -192,6 +196,7 @@ def _load(
     tensors: Mapping[str, Tensor],
     report: LoadReport,
     expected: Mapping[str, object],
+    origin: Mapping[str, Tensor],
     strict: bool,
     enough: float = 0.5,
 ) -> LoadReport:
@@ -199,6 +204,7 @@ def _load(
 
     Args:
         expected: names that should be there.
+        origin: the tensors by the checkpoint's own names, for telling what it looks like.
         enough: the share of ``expected`` below which the checkpoint counts as another model's.
     """
     own = module.state_dict()
@@ -217,7 +223,7 @@ def _load(
     if len(fitted) < enough * len(expected):
         raise CheckpointError(
             f"only {len(fitted)} of the model's {len(expected)} tensors fit; the checkpoint looks like "
-            f"{describe(tensors)}{_leftovers(report)}, the model is {describe(own)}. "
+            f"{describe(origin)}, the model is {describe(own)}. "
             "Choose the config that belongs to the checkpoint."
         )
     if strict and not report.complete:
@@ -237,25 +243,24 @@ def _fit(name: str, tensor: Tensor, own: Tensor) -> Tensor:
     return tensor
 
 
-def _adapt_fourth_branch(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Gives a four-branch model the released code's fourth branch where the checkpoint has it."""
-    weight = tensors.get("branch4.patch_embed.proj.weight", tensors.get("backbone.branch4.patch_embed.proj.weight"))
+def adapt_to_checkpoint(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Gives a four-branch model the released code's fourth branch where a checkpoint has it, by either names.
+
+    The released class builds it from the third branch's settings. Call this before an optimizer takes the parameters.
+    """
     model = next((m for m in module.modules() if isinstance(m, PIIP)), None)
-    if weight is None or model is None or len(model.branches) != 4:
+    name = next((name for name in tensors if _FINEST_OF_FOUR.search(name)), None)
+    if name is None or model is None or len(model.branches) != 4:
         return
-    finest, second = model.branches[0], model.branches[1]
-    if weight.shape[0] == second.out_channels[0] != finest.out_channels[0]:
+    width, finest, second = tensors[name].shape[0], model.branches[0], model.branches[1]
+    if width == second.out_channels[0] != finest.out_channels[0]:
         logger.warning(
-            "The checkpoint's fourth branch is %d wide, as the released code builds it from the third one's settings; "
-            "the model's finest branch (%d wide) is replaced by one like it.",
-            weight.shape[0],
+            "The checkpoint's finest branch is %d wide, as the released code builds it from its neighbour's settings; "
+            "the model's own (%d wide) is replaced by one like it.",
+            width,
             finest.out_channels[0],
         )
         model.replace_branch(0, copy.deepcopy(second))
-
-
-def _leftovers(report: LoadReport) -> str:
-    return f" (with {len(report.unexpected)} other tensors: {_some(report.unexpected)})" if report.unexpected else ""
 
 
 def _some(names: list[str], count: int = 3) -> str:

@@ -8,7 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BranchMerge", "he_normal_"]
+from ..errors import ConfigError
+
+__all__ = ["BranchMerge", "group_norm", "he_normal_"]
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with 32 groups.
+
+    Raises:
+        ConfigError: when 32 does not divide ``channels``.
+    """
+    if channels % 32:
+        raise ConfigError(
+            f"the width {channels} of the last branch, which is that of the merged map, must be a multiple of 32 for its "
+            "GroupNorm; choose another embed_dim."
+        )
+    return nn.GroupNorm(32, channels)
 
 
 def he_normal_(module: nn.Module) -> None:
@@ -49,7 +65,7 @@ class BranchMerge(nn.Module):
         for channels in (in_channels, self.out_channels):
             layers += [
                 nn.Conv2d(channels, self.out_channels, 3, padding=1, bias=False),
-                nn.GroupNorm(32, self.out_channels),
+                group_norm(self.out_channels),
                 nn.ReLU(inplace=True),
             ]
         projection = nn.Sequential(*layers)

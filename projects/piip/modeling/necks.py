@@ -11,7 +11,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .merging import he_normal_
+from .merging import group_norm, he_normal_
 
 __all__ = ["FPN", "SimpleFeaturePyramid"]
 
@@ -40,7 +40,7 @@ class SimpleFeaturePyramid(nn.Module):
         norm: str = "GN",
     ) -> None:
         super().__init__()
-        norms = {"GN": lambda: nn.GroupNorm(32, channels), "LN": lambda: LayerNorm2d(channels, eps=1e-6)}
+        norms = {"GN": lambda: group_norm(channels), "LN": lambda: LayerNorm2d(channels, eps=1e-6)}
         if norm not in norms:
             raise ConfigError(f"norm={norm!r} is unknown; use one of {list(norms)}.")
         makers = {
