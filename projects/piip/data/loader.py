@@ -52,7 +52,12 @@ class Loader(DataLoader):
         for batch in super().__iter__():
             for sample in batch:
                 if isinstance(sample, UserError):
-                    raise sample
+                    try:
+                        raise sample
+                    finally:
+                        # Else the error holds this frame, which holds the error, and the workers, which then end
+                        # some garbage collection and five seconds later.
+                        del sample, batch
             yield batch
 
     @property
