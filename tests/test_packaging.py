@@ -106,6 +106,9 @@ def test_installed_wheel_imports_everywhere(wheel, tmp_path):
         "for module in pkgutil.walk_packages(piip.__path__, 'piip.'):\n"
         "    if not module.name.startswith('piip.configs'):\n"
         "        importlib.import_module(module.name)\n"
+        "name = 'COCO-InstanceSegmentation/mask_rcnn_piip_tsb_1120_896_448_1x.py'\n"
+        "assert name in piip.model_zoo.list_configs()\n"
+        "assert piip.model_zoo.get_config(name).model\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", script, target],
