@@ -14,7 +14,8 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data import transforms as T
-from omegaconf import DictConfig, OmegaConf
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..checkpoint import load_weights
 from ..errors import ConfigError, DataError
@@ -73,7 +74,7 @@ class LazyPredictor:
         if score_threshold is not None and not 0 <= score_threshold <= 1:
             raise ConfigError(f"score_threshold={score_threshold} must be between 0 and 1.")
         self.cfg = config if isinstance(config, DictConfig) else load_config(os.fspath(config))
-        if "model" not in self.cfg:
+        if self.cfg.get("model") is None:
             raise ConfigError(f"the config has no model; it has {', '.join(map(str, self.cfg)) or 'nothing'}.")
         self.device = _usable_device(device or OmegaConf.select(self.cfg, "train.device", default="cuda"))
         self.amp_dtype = getattr(torch, amp_dtype) if amp_dtype else None
@@ -83,11 +84,9 @@ class LazyPredictor:
         if score_threshold is not None:
             _set_score_threshold(self.model, score_threshold)
 
-        augmentations = OmegaConf.select(self.cfg, "dataloader.test.mapper.augmentations", default=None)
-        self.augmentations = T.AugmentationList([instantiate(a) for a in augmentations or ()])
-        model_format = getattr(self.model, "input_format", None) or OmegaConf.select(
-            self.cfg, "dataloader.test.mapper.image_format", default="BGR"
-        )
+        mapper = OmegaConf.select(_test_loader(self.cfg), "mapper", default={})
+        self.augmentations = T.AugmentationList([instantiate(a) for a in mapper.get("augmentations") or ()])
+        model_format = getattr(self.model, "input_format", None) or mapper.get("image_format", "BGR")
         if model_format not in ("RGB", "BGR"):
             raise ConfigError(f"the model wants pictures in format {model_format!r}; only RGB and BGR can be given.")
         self._swap_channels = model_format != input_format
@@ -96,7 +95,11 @@ class LazyPredictor:
         if checkpoint is None:
             checkpoint = OmegaConf.select(self.cfg, "train.init_checkpoint", default=None)
         if checkpoint:
-            load_weights(self.model, os.fspath(checkpoint))
+            report = load_weights(self.model, os.fspath(checkpoint))
+            if left := [*report.missing, *report.mismatched]:
+                logger.warning(
+                    "%d tensors of the model are not in %s and stay random, %s first.", len(left), checkpoint, left[0]
+                )
         else:
             logger.warning("There is no checkpoint: the weights are random, and so are the predictions.")
 
@@ -152,11 +155,26 @@ class LazyPredictor:
 
 
 def dataset_metadata(cfg: DictConfig) -> Metadata:
-    """What ``MetadataCatalog`` knows of the test dataset of a config; empty where the config names none."""
-    dataset = OmegaConf.select(cfg, "dataloader.test.dataset", default=None)
-    names = dataset.get("names") if isinstance(dataset, DictConfig) else None
-    name = names if isinstance(names, str) else next(iter(names or ()), None)
+    """What the config and ``MetadataCatalog`` know of the test dataset: class names first of all.
+
+    Reads no data. It is empty where the config names no dataset.
+    """
+    dataset = OmegaConf.select(_test_loader(cfg), "dataset", default={})
+    if "classes" in dataset:  # data of one's own, which enter the catalog only when they are loaded
+        return Metadata(thing_classes=list(dataset["classes"]))
+    if isinstance(target := dataset.get("_target_"), str):
+        locate(target)  # importing the module may be what registers the dataset
+    names = dataset.get("names") or ()
+    name = names if isinstance(names, str) else next(iter(names), None)
     return MetadataCatalog.get(name) if name else Metadata()
+
+
+def _test_loader(cfg: DictConfig) -> DictConfig:
+    """The section of the test loader, the first of several; empty where there is none."""
+    loader = OmegaConf.select(cfg, "dataloader.test", default=None)
+    if isinstance(loader, ListConfig):
+        loader = loader[0] if loader else None
+    return OmegaConf.create({}) if loader is None else loader
 
 
 def _usable_device(device: str | torch.device) -> torch.device:

@@ -89,7 +89,8 @@ def loss_figure(records: Sequence[Mapping[str, float]]) -> Figure | None:
             marker=_marker(curve),
             label=f"{key.removeprefix('loss_')}  {curve[1][-1]:.3f}",
         )
-    rows[0].set_ylim(bottom=min(0, rows[0].get_ylim()[0]))
+    if all(y >= 0 for line in rows[0].lines for y in line.get_ydata()):
+        rows[0].set_ylim(bottom=0)
     rows[0].legend(title="last value", **_LEGEND)
     if rates[0]:
         _frame(rows[1], "Learning rate", "")
@@ -98,6 +99,7 @@ def loss_figure(records: Sequence[Mapping[str, float]]) -> Figure | None:
         rows[1].yaxis.set_major_formatter(formatter := ScalarFormatter(useMathText=True))
         formatter.set_powerlimits((-2, 3))
     rows[-1].set_xlabel("iteration", fontsize=11)
+    rows[-1].set_xlim(left=0)
     return figure
 
 
@@ -120,13 +122,14 @@ def ap_figure(records: Sequence[Mapping[str, float]]) -> Figure | None:
             axes.plot(
                 *curve,
                 color=colour,
-                marker=marker if _marker(curve) else "",
+                marker=marker if len(curve[0]) <= 30 else "",
                 markersize=5,
                 linewidth=2,
                 label=f"{name}  {curve[1][-1]:.1f}",
             )
         axes.set_xlabel("iteration", fontsize=11)
         axes.set_ylim(0, 100)
+        axes.set_xlim(left=0)
         axes.legend(fontsize=10, frameon=False, loc="best")
     figure.axes[0].set_ylabel("average precision (%)", fontsize=11)
     return figure
@@ -161,4 +164,4 @@ def _frame(axes: Axes, title: str, label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))

@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
+from contourpy import LineType, contour_generator
 from detectron2.data import Metadata
 from detectron2.structures import BoxMode, Instances
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path
 from PIL import Image
 
 __all__ = ["PALETTE", "class_name", "draw_annotations", "draw_instances"]
@@ -38,17 +40,17 @@ def class_name(metadata: Metadata, category: int) -> str:
     return names[category] if category < len(names) else f"class {category}"
 
 
-def draw_instances(image: np.ndarray, instances: Instances, metadata: Metadata, min_side: int = 0) -> np.ndarray:
+def draw_instances(image: np.ndarray, instances: Instances, metadata: Metadata, shorter_side: int = 0) -> np.ndarray:
     """Draws detections: boxes, masks where there are any, class names and scores.
 
     Args:
         image: RGB, uint8.
         instances: with ``pred_boxes``, ``pred_classes`` and ``scores``, perhaps ``pred_masks``; on any device.
         metadata: gives the class names.
-        min_side: pixels; where the shorter side has fewer, the picture is enlarged to have as many.
+        shorter_side: pixels that the shorter side of the result has; 0 leaves the size as it is.
 
     Shape:
-        (H, W, 3) -> the same, or enlarged in proportion.
+        (H, W, 3) -> the same, or resized in proportion.
     """
     instances = instances.to("cpu")
     classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
@@ -58,12 +60,12 @@ def draw_instances(image: np.ndarray, instances: Instances, metadata: Metadata, 
         masks=list(instances.pred_masks.numpy()) if instances.has("pred_masks") else None,
         classes=classes,
         labels=[f"{class_name(metadata, c)} {100 * s:.0f}%" for c, s in zip(classes, scores, strict=True)],
-        min_side=min_side,
+        shorter_side=shorter_side,
     )
 
 
 def draw_annotations(
-    image: np.ndarray, annotations: Sequence[Mapping[str, Any]], metadata: Metadata, min_side: int = 0
+    image: np.ndarray, annotations: Sequence[Mapping[str, Any]], metadata: Metadata, shorter_side: int = 0
 ) -> np.ndarray:
     """Draws the ground truth of a picture.
 
@@ -71,7 +73,7 @@ def draw_annotations(
         image: RGB, uint8.
         annotations: of a dict in Detectron2's dataset format; crowds are left out.
         metadata: gives the class names.
-        min_side: as in :func:`draw_instances`.
+        shorter_side: as in :func:`draw_instances`.
     """
     annotations = [a for a in annotations if not a.get("iscrowd", 0)]
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
@@ -83,7 +85,7 @@ def draw_annotations(
         masks=masks,
         classes=classes,
         labels=[class_name(metadata, c) for c in classes],
-        min_side=min_side,
+        shorter_side=shorter_side,
     )
 
 
@@ -105,12 +107,12 @@ def _draw(
     masks: Sequence[np.ndarray | None] | None,
     classes: Sequence[int],
     labels: Sequence[str],
-    min_side: int,
+    shorter_side: int,
 ) -> np.ndarray:
     height, width = image.shape[:2]
-    scale = max(1.0, min_side / min(height, width))
+    scale = shorter_side / min(height, width) if shorter_side else 1.0
     out_width, out_height = round(width * scale), round(height * scale)
-    if scale > 1:
+    if scale != 1:
         image = np.asarray(Image.fromarray(image).resize((out_width, out_height), Image.Resampling.BICUBIC))
     if not len(boxes):
         return image.copy()
@@ -134,7 +136,8 @@ def _draw(
         x0, y0, x1, y1 = boxes[i]
         for edge, width, alpha in _cased(colour, line):
             box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, linewidth=width, alpha=alpha)
-            axes.add_patch(box).set_zorder(2 + layer)
+            box.set_zorder(2 + layer)
+            axes.add_patch(box)
     taken: list[tuple[float, ...]] = []
     for i in order[::-1]:
         _draw_label(axes, labels[i], boxes[i] * scale, PALETTE[classes[i] % len(PALETTE)], font, taken, scale)
@@ -150,9 +153,12 @@ def _draw_mask(axes: Axes, mask: np.ndarray, colour: str, line: float, layer: in
     # A frame of zeros closes the outline; values stand for the centres of pixels.
     crop = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1).astype(np.float32)
     y, x = np.arange(crop.shape[0]) + top - 0.5, np.arange(crop.shape[1]) + left - 0.5
-    axes.contourf(x, y, crop, levels=[0.5, 1.5], colors=[colour], alpha=0.45, zorder=2 + layer)
+    # Holes are traced the other way round than outlines, so the rule of filling leaves them open.
+    outlines = contour_generator(x, y, crop, line_type=LineType.Separate).lines(0.5)
+    path = Path.make_compound_path(*(Path(points, closed=True) for points in outlines))
+    axes.add_patch(PathPatch(path, facecolor=colour, edgecolor="none", alpha=0.45, zorder=2 + layer))
     for edge, width, alpha in _cased(colour, 1.3 * line):
-        axes.contour(x, y, crop, levels=[0.5], colors=[edge], linewidths=width, alpha=alpha, zorder=2 + layer)
+        axes.add_patch(PathPatch(path, fill=False, edgecolor=edge, linewidth=width, alpha=alpha, zorder=2 + layer))
 
 
 def _cased(colour: str, line: float) -> list[tuple[str, float, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +12,14 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import inference_context
+from detectron2.structures import Instances
 from matplotlib.figure import Figure
 
 from .draw import draw_annotations, draw_instances
 
 __all__ = ["Example", "grid_figure", "predict_examples"]
 
-logger = logging.getLogger(__name__)
-
-_PANEL_PIXELS = 480  # shorter side of a drawn picture
+_PANEL_PIXELS = 340  # shorter side of a drawn picture; fewer make its labels larger
 
 
 @dataclass
@@ -43,31 +41,37 @@ def predict_examples(
     """Predicts the first pictures of a test set and draws them.
 
     Args:
-        model: a Detectron2 model that returns ``instances``; its mode is left as it was.
+        model: one of Detectron2's; its mode is left as it was.
         data_loader: of the test set, whose items name ``file_name`` and ``image_id``.
         dataset_name: in Detectron2's catalogs, for the ground truth and the class names.
         num_images: how many.
         score_threshold: detections below are not drawn.
+
+    Returns:
+        one example per picture; none when the model predicts no instances.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    truth = {item["image_id"]: item.get("annotations", ()) for item in DatasetCatalog.get(dataset_name)}
-    examples: list[Example] = []
+    pairs: list[tuple[Mapping[str, Any], Instances]] = []
     with inference_context(model), torch.no_grad():
         for batch in data_loader:
-            batch = batch[: num_images - len(examples)]
-            for item, output in zip(batch, model(batch), strict=True):
-                image = read_image(item["file_name"], format="RGB")
-                found = output["instances"]
-                drawn = found[found.scores >= score_threshold]
-                examples.append(
-                    Example(
-                        title=f"image {item['image_id']}",
-                        truth=draw_annotations(image, truth[item["image_id"]], metadata, _PANEL_PIXELS),
-                        prediction=draw_instances(image, drawn, metadata, _PANEL_PIXELS),
-                    )
-                )
-            if len(examples) >= num_images:
+            batch = batch[: num_images - len(pairs)]
+            outputs = model(batch)
+            pairs += [(i, o["instances"].to("cpu")) for i, o in zip(batch, outputs, strict=True) if "instances" in o]
+            if len(pairs) >= num_images or not pairs:
                 break
+    if not pairs:
+        return []
+    truth = {item["image_id"]: item.get("annotations", ()) for item in DatasetCatalog.get(dataset_name)}
+    examples = []
+    for item, found in pairs:
+        image = read_image(item["file_name"], format="RGB")
+        examples.append(
+            Example(
+                title=f"image {item['image_id']}",
+                truth=draw_annotations(image, truth[item["image_id"]], metadata, _PANEL_PIXELS),
+                prediction=draw_instances(image, found[found.scores >= score_threshold], metadata, _PANEL_PIXELS),
+            )
+        )
     return examples
 
 

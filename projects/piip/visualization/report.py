@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,6 @@ from .curves import ap_figure, final_metrics, loss_figure, read_metrics
 from .grid import grid_figure, predict_examples
 
 __all__ = ["write_report"]
-
-logger = logging.getLogger(__name__)
 
 _NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -45,7 +42,7 @@ def write_report(
         score_threshold: detections below are not shown.
 
     Returns:
-        the path of the index.
+        the folder.
     """
     folder = Path(output_dir) / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,12 +50,13 @@ def write_report(
     examples = predict_examples(model, data_loader, dataset_name, num_images, score_threshold)
     predictions = grid_figure(examples) if examples else None
 
-    lines = ["# Training report", "", *_summary(records, dataset_name), ""]
-    for title, name, figure, otherwise in (
+    sections = [
         ("Average precision", "ap.png", ap_figure(records), "No evaluation was recorded."),
         ("Losses", "losses.png", loss_figure(records), "No loss was recorded."),
-        (f"Predictions above a score of {score_threshold:g}", "predictions.png", predictions, "The test set is empty."),
-    ):
+        ("Predictions", "predictions.png", predictions, "There are no pictures, or the model has no instances."),
+    ]
+    lines = ["# Training report", "", *_summary(records, dataset_name), ""]
+    for title, name, figure, otherwise in sections:
         lines += [f"## {title}", ""]
         if figure is None:
             (folder / name).unlink(missing_ok=True)  # of an earlier report
@@ -66,10 +64,10 @@ def write_report(
         else:
             _save(figure, folder / name)
             lines += [f"![{title}]({name})", ""]
-    index = folder / "index.md"
-    write_atomically(index, lambda f: f.write("\n".join(lines).encode()))
-    logger.info("Report: %s", index)
-    return index
+    if predictions is not None:
+        lines += [f"Shown are detections with a score of at least {score_threshold:g}.", ""]
+    write_atomically(folder / "index.md", lambda f: f.write("\n".join(lines).encode()))
+    return folder
 
 
 def _summary(records: Sequence[Mapping[str, float]], dataset_name: str) -> list[str]:
