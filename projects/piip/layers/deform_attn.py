@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -129,7 +130,8 @@ class DeformAttn(nn.Module):
         value = self.value_proj(feat)
         offsets = self.sampling_offsets(query).view(b, n, m, 1, p, 2)
         weights = self.attention_weights(query).view(b, n, m, 1, p)
-        with torch.autocast(query.device.type, enabled=False):
+        # Meta tensors, on which models are counted, know no autocast.
+        with nullcontext() if query.is_meta else torch.autocast(query.device.type, enabled=False):
             scale = offsets.new_tensor([feat_grid[1], feat_grid[0]], dtype=torch.float32)
             centres = reference_points(query_grid, query.device).view(1, n, 1, 1, 1, 2)
             locations = centres + offsets.float() / scale

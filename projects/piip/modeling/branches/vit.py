@@ -157,13 +157,14 @@ class ViTBranch(Branch):
         if not window:
             return attn(x)
         if self.pad_after_qkv:
-            qkv = window_partition(attn.qkv(x).unflatten(1, grid), window).flatten(1, 2)
-            q, k, v = qkv.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
-            x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-            x = attn.proj(x)
+            qkv = window_partition(attn.qkv(x).unflatten(1, grid), window)
         else:
-            x = attn(window_partition(x.unflatten(1, grid), window).flatten(1, 2))
-        return window_unpartition(x.unflatten(1, (window, window)), grid).flatten(1, 2)
+            qkv = attn.qkv(window_partition(x.unflatten(1, grid), window))
+        qkv = qkv.flatten(1, 2).unflatten(-1, (3, attn.num_heads, attn.head_dim))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        # Padded tokens are as good as gone: they need no output projection.
+        return attn.proj(window_unpartition(x.unflatten(1, (window, window)), grid).flatten(1, 2))
 
     def layer_id(self, name: str) -> int | None:
         return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else 0
