@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
+import importlib.metadata
 import os
 import re
 import shutil
@@ -49,6 +51,20 @@ def test_the_environment_check_knows_the_requirements(required):
     assert {*env.REQUIRED, "torch", "torchvision"} == set(required)
     ceilings = {name: [s.version for s in r.specifier if s.operator == "<"] for name, r in required.items()}
     assert {name: versions[0] for name, versions in ceilings.items() if versions} == env.CEILINGS
+
+
+def test_whatever_piip_imports_is_declared(project, declared, required):
+    extras = (_requirements(text) for name, text in declared["options.extras_require"].items() if name != "dev")
+    known = {*required, "detectron2", "piip", *(name for extra in extras for name in extra)}
+    distributions = importlib.metadata.packages_distributions()
+    for path in (project / "projects" / "piip").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for module in {name.split(".")[0] for name in names} - sys.stdlib_module_names:
+                provided_by = {canonicalize_name(d) for d in distributions.get(module, [module])}
+                assert provided_by & known, f"{path} imports {module}, which setup.cfg does not require"
 
 
 def test_every_ceiling_has_a_reason(project):
