@@ -1,11 +1,15 @@
-"""Runs the training tool as its users do: in processes of its own."""
+"""Runs the training tool as its users do, and compares what it leaves."""
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,23 +20,64 @@ TINY = str(ROOT / "tests" / "engine" / "tiny_config.py")
 
 
 def environment() -> dict[str, str]:
+    """One thread, and the tests importable."""
     paths = [str(ROOT), str(ROOT / "projects"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
 
 
-def start(*arguments: str, launcher: tuple[str, ...] = (), **kwargs) -> subprocess.Popen:
-    command = [sys.executable, *launcher, TOOL, *arguments]
-    return subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
+@functools.cache
+def _server() -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.engine.fork_server"]
+    server = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    atexit.register(server.kill)
+    return server
 
 
-def run(*arguments: str, launcher: tuple[str, ...] = (), status: int = 0) -> str:
-    """Runs the tool to its end and returns what it printed."""
-    process = start(*arguments, launcher=launcher)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == status, f"status {process.returncode}:\n{output}"
-    return output
+@dataclass(frozen=True)
+class Run:
+    """A finished run of the tool: exit status (negative: the signal that ended it) and what it printed."""
+
+    status: int
+    output: str
+
+
+def run_tool(
+    *arguments: str, folder: Path | str = "", kill_at_event: int | None = None, kill_after: float | None = None
+) -> Run:
+    """Runs the tool in a process of its own, see ``fork_server``."""
+    server = _server()
+    with tempfile.NamedTemporaryFile("r") as output:
+        request = {
+            "arguments": list(arguments),
+            "output": output.name,
+            "folder": str(folder),
+            "kill_at_event": kill_at_event,
+            "kill_after": kill_after,
+        }
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        answer = server.stdout.readline()
+        return Run(json.loads(answer), output.read())
+
+
+def train(output_dir: Path | str, *overrides: str, config: str = TINY, resume: bool = False, **kill: float) -> Run:
+    """Trains, by default the tiny model; a run that is not to be killed must succeed."""
+    options = ["--config-file", config, *(["--resume"] if resume else [])]
+    run = run_tool(*options, f"train.output_dir={output_dir}", *overrides, folder=output_dir, **kill)
+    assert run.status == 0 or (kill and run.status == -9), run.output
+    return run
+
+
+def fail(*arguments: str) -> str:
+    """Runs the tool with something wrong; returns the one line in which it says so."""
+    run = run_tool(*arguments)
+    assert run.status == 2, run.output
+    assert "Traceback" not in run.output, run.output
+    lines = [line for line in run.output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, run.output
+    return lines[0]
 
 
 def metrics(output_dir: Path) -> list[dict]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import time
 
 import numpy as np
 import torch
@@ -18,15 +18,17 @@ class TinyNet(nn.Module):
         width: of the hidden layer.
         noise: of inputs and activations in training; 0 makes the training deterministic by itself.
         break_at: training step whose loss is NaN.
+        pause: seconds that a training step sleeps.
     """
 
-    def __init__(self, width: int = 16, noise: float = 0.1, break_at: int | None = None):
+    def __init__(self, width: int = 16, noise: float = 0.1, break_at: int | None = None, pause: float = 0.0):
         super().__init__()
         self.hidden = nn.Linear(2, width)
         self.norm = nn.BatchNorm1d(width)
         self.head = nn.Linear(width, 3)
         self.noise = noise
         self.break_at = break_at
+        self.pause = pause
         self.steps = 0
 
     def forward(self, batch: list[dict]) -> dict[str, Tensor] | list[Tensor]:
@@ -36,6 +38,7 @@ class TinyNet(nn.Module):
         x = x * (1 + self.noise * random.random()) + self.noise * float(np.random.rand())
         logits = self._classify(x)
         self.steps += 1
+        time.sleep(self.pause)
         scale = float("nan") if self.steps - 1 == self.break_at else 1.0
         target = torch.tensor([sample["y"] for sample in batch])
         return {
@@ -71,9 +74,6 @@ class Jitter:
 
 class Accuracy(DatasetEvaluator):
     """Share of points that are classified right, in percent."""
-
-    def __init__(self, before: Callable[[], None] | None = None):
-        self.before = before
 
     def reset(self) -> None:
         torch.rand(1)  # as an evaluation might

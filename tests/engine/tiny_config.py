@@ -11,7 +11,7 @@ from piip.engine.config import config_root, warmup_fraction
 from piip.optim import layer_decay_groups
 from tests.engine.tiny import Accuracy, Jitter, TinyNet, tiny_points
 
-model = L(TinyNet)(width=16, noise=0.1)
+model = L(TinyNet)(width=16, noise=0.1, break_at=None, pause=0.0)
 dataloader = {
     "train": L(build_train_loader)(
         dataset=L(tiny_points)(count=48),

@@ -19,10 +19,11 @@ from torch import nn
 from ..errors import CheckpointError
 from .files import read_checkpoint, tensors_of, write_atomically
 
-__all__ = ["BEST", "Checkpointer", "find_checkpoint", "newest_good_checkpoint"]
+__all__ = ["BEST", "FINAL", "Checkpointer", "find_checkpoint", "newest_good_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
+FINAL = "model_final"
 BEST = "model_best"
 _LAST = "last_checkpoint"
 _NUMBERED = re.compile(r"model_(\d+)\.pth")

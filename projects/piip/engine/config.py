@@ -236,9 +236,7 @@ def check_config(cfg: DictConfig, eval_only: bool = False) -> None:
     needed = ["model", "dataloader", "train", *([] if eval_only else ["optimizer", "lr_multiplier"])]
     missing = [name for name in needed if cfg.get(name) is None]
     if missing:
-        old = (
-            " It looks like one of Detectron2's yacs configs, which this tool does not read." if "MODEL" in cfg else ""
-        )
+        old = " It looks like a yacs config of Detectron2, which this tool does not read." if "MODEL" in cfg else ""
         raise ConfigError(f"the config lacks {', '.join(missing)}; a LazyConfig must define {', '.join(needed)}.{old}")
     for name in needed:
         _check_values(cfg[name], name)
@@ -246,18 +244,12 @@ def check_config(cfg: DictConfig, eval_only: bool = False) -> None:
     _check(cfg.train, "eval_period", int, minimum=0)
     _check(cfg.train, "log_period", int, minimum=1)
     _check(cfg.train, "checkpointer.period", int, minimum=1)
-    _check(
-        "checkpointer.max_to_keep",
-        OmegaConf.select(cfg.train, "checkpointer.max_to_keep"),
-        int,
-        minimum=1,
-        optional=True,
-    )
+    _check(cfg.train, "checkpointer.max_to_keep", int, minimum=1, optional=True)
     _check(cfg.train, "seed", int, optional=True)
     _check(cfg.train, "clip_grad.max_norm", Number, above=0)
     _check(cfg.train, "ema.decay", Number, above=0, below=1)
     _check(cfg.train, "report.num_images", int, minimum=1)
-    dtype = OmegaConf.select(cfg.train, "amp.dtype")
+    dtype = str(OmegaConf.select(cfg.train, "amp.dtype"))
     if dtype not in ("float16", "bfloat16"):
         raise ConfigError(f"train.amp.dtype={dtype} must be float16 or bfloat16.{did_you_mean(dtype, ['bfloat16'])}")
 

@@ -85,8 +85,9 @@ def run_tests(model: nn.Module, tests: Sequence[EvalTask]) -> dict[str, Any]:
         task to metric to value, below the dataset's name where there are several; empty but in the main process.
     """
     results = {test.name: dict(inference_on_dataset(model, test.loader, test.evaluator)) for test in tests}
-    if any(results.values()):
-        logger.info("Results\n%s", metrics_table(results))
+    if not any(results.values()):
+        return {}
+    logger.info("Results\n%s", metrics_table(results))
     return next(iter(results.values())) if len(results) == 1 else results
 
 

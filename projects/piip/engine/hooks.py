@@ -9,11 +9,11 @@ from typing import Any
 
 from detectron2.engine import HookBase, hooks
 
-from ..checkpoint.checkpointer import BEST, Checkpointer
+from ..checkpoint.checkpointer import BEST, FINAL, Checkpointer
 from ..errors import did_you_mean
 from .ema import ModelEMA
 
-__all__ = ["BestCheckpointHook", "EMAHook", "EvalHook", "PeriodicCheckpointer"]
+__all__ = ["BestCheckpointHook", "CheckpointHook", "EMAHook", "EvalHook"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,20 +28,31 @@ class EMAHook(HookBase):
         self.ema.update()
 
 
-class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
-    """Saves every ``period`` iterations and after the last one, and removes all but the newest ``max_to_keep``.
+class CheckpointHook(HookBase):
+    """Saves ``model_<iteration>.pth`` every ``period`` iterations, and ``model_final.pth`` after the last one.
 
-    Unlike its parent it also removes what earlier sessions of the same training left.
+    Unlike Detectron2's hook it also removes what earlier sessions of the same training left, and saves once, not
+    twice, after the last iteration: a kill between the two would leave a finished training without its final file.
+
+    Args:
+        checkpointer: writes the files.
+        period: iterations between them.
+        max_to_keep: only so many of the newest numbered files stay; None keeps all.
     """
 
     def __init__(self, checkpointer: Checkpointer, period: int, max_to_keep: int | None = None):
-        super().__init__(checkpointer, period)
+        self._checkpointer = checkpointer
+        self._period = period
         self._keep = max_to_keep
 
     def after_step(self) -> None:
-        super().after_step()
-        if self._keep is not None and (self.trainer.iter + 1) % self.period == 0:
-            self.checkpointer.prune(self._keep)
+        iteration = self.trainer.iter
+        if iteration + 1 >= self.trainer.max_iter:
+            self._checkpointer.save(FINAL, iteration=iteration)
+        elif (iteration + 1) % self._period == 0:
+            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+            if self._keep is not None:
+                self._checkpointer.prune(self._keep)
 
 
 class EvalHook(hooks.EvalHook):
@@ -65,11 +76,11 @@ class EvalHook(hooks.EvalHook):
 class BestCheckpointHook(HookBase):
     """Saves the weights whenever a metric is higher than ever before, across resumed sessions.
 
-    It comes after the :class:`EvalHook`, whose results it finds in the storage.
+    It is told of evaluations by :meth:`offer`; being a hook lets its state travel in the checkpoints.
 
     Args:
         checkpointer: writes ``model_best.pth``.
-        metric: name as Detectron2 logs it, e.g. ``bbox/AP`` or ``segm/AP50``.
+        metric: task and metric as Detectron2 logs them, e.g. ``bbox/AP`` or ``segm/AP50``.
     """
 
     def __init__(self, checkpointer: Checkpointer, metric: str):
@@ -77,39 +88,27 @@ class BestCheckpointHook(HookBase):
         self.best: float | None = None
         self.iteration: int | None = None
         self._checkpointer = checkpointer
-        self._seen: int | None = None
 
-    def _check(self) -> None:
-        latest: Mapping[str, tuple[float, int]] = self.trainer.storage.latest()
-        if self.metric not in latest:
-            evaluated = [name for name in latest if "/" in name]
-            if evaluated and self._seen is None:
-                self._seen = -1
-                logger.warning(
-                    "train.best_checkpointer.metric=%r is not among the results (%s), so no best checkpoint is kept.%s",
-                    self.metric,
-                    ", ".join(evaluated),
-                    did_you_mean(self.metric, evaluated),
-                )
+    def offer(self, results: Mapping[str, float], iteration: int) -> None:
+        """Looks at the results of an evaluation.
+
+        Args:
+            results: name to value, flat.
+            iteration: the number of iterations done.
+        """
+        if self.metric not in results:
+            logger.warning(
+                "train.best_checkpointer.metric=%r is not among the results (%s), so no best checkpoint is kept.%s",
+                self.metric,
+                ", ".join(results),
+                did_you_mean(self.metric, results),
+            )
             return
-        value, iteration = latest[self.metric]
-        if iteration == self._seen or not math.isfinite(value):
-            return
-        self._seen = iteration
-        if self.best is None or value > self.best:
-            # Evaluations within the loop are stored under the step they follow, the last one under the step count.
-            self.best, self.iteration = value, min(iteration + 1, self.trainer.max_iter)
-            self._checkpointer.save_weights(BEST, iteration=self.iteration, metric=self.metric, value=value)
-            logger.info("Best %s so far: %.3f after %d iterations", self.metric, value, self.iteration)
-
-    def before_train(self) -> None:
-        self._check()
-
-    def after_step(self) -> None:
-        self._check()
-
-    def after_train(self) -> None:
-        self._check()
+        value = float(results[self.metric])
+        if math.isfinite(value) and (self.best is None or value > self.best):
+            self.best, self.iteration = value, iteration
+            self._checkpointer.save_weights(BEST, iteration=iteration, metric=self.metric, value=value)
+            logger.info("Best %s so far: %.3f after %d iterations", self.metric, value, iteration)
 
     def state_dict(self) -> dict[str, Any]:
         return {"metric": self.metric, "best": self.best, "iteration": self.iteration}

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from ..checkpoint.files import write_atomically
 
-__all__ = ["remembered_seed", "save_config", "set_earlier_run_aside", "write_json"]
+__all__ = ["remembered_seed", "remove_torn_files", "save_config", "set_earlier_run_aside", "write_json"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,10 @@ def set_earlier_run_aside(output_dir: str) -> Path | None:
 
 
 def remove_torn_files(output_dir: str) -> None:
-    """Removes temporary files that a killed training did not finish."""
-    for path in Path(output_dir).glob(".model_*.pth.*"):
-        path.unlink(missing_ok=True)
+    """Removes temporary files that a killed training did not finish; ``write_atomically`` names them."""
+    for name in _LEFT_BY_A_RUN:
+        for path in Path(output_dir).glob(f".{name.rstrip('*')}*"):
+            path.unlink(missing_ok=True)
 
 
 def save_config(cfg: DictConfig, source: str, output_dir: str) -> None:

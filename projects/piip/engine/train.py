@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from detectron2.engine import create_ddp_model, hooks
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
@@ -21,7 +22,7 @@ from .config import apply_overrides, check_config, find_config, load_config
 from .distributed import launch
 from .ema import ModelEMA
 from .evaluate import EVAL_FILE, EvalTask, build_tests, evaluate_checkpoint, run_tests
-from .hooks import BestCheckpointHook, EMAHook, EvalHook, PeriodicCheckpointer
+from .hooks import BestCheckpointHook, CheckpointHook, EMAHook, EvalHook
 from .run_dir import remembered_seed, remove_torn_files, save_config, set_earlier_run_aside, write_json
 from .seeding import draw_seed, seed_step
 from .summary import write_summary
@@ -143,15 +144,16 @@ def do_train(cfg: DictConfig, device: torch.device, source: str, resume: bool = 
     evaluated = ema.module if ema else model
     checkpointer = Checkpointer(model, output_dir, averaged=ema and ema.module, trainer=trainer)
     best = BestCheckpointHook(checkpointer, cfg.train.best_checkpointer.metric)
-    evaluate = _Evaluation(evaluated, tests, output_dir, trainer)
+    best = best if cfg.train.best_checkpointer.enabled else None
+    evaluate = _Evaluation(evaluated, tests, output_dir, trainer, best)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             EMAHook(ema) if ema else None,
-            PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer),
+            CheckpointHook(checkpointer, **cfg.train.checkpointer),
             EvalHook(cfg.train.eval_period, evaluate),
-            best if cfg.train.best_checkpointer.enabled else None,
+            best,
         ]
     )
     start_iter = 0
@@ -166,7 +168,7 @@ def do_train(cfg: DictConfig, device: torch.device, source: str, resume: bool = 
     if main_process:
         if cfg.train.report.enabled:
             _write_report(cfg, evaluated, tests)
-        write_summary(output_dir, _facts(cfg, trainer, best, device), evaluate.results)
+        write_summary(output_dir, _facts(trainer, best, device), evaluate.results)
     comm.synchronize()
     return evaluate.results
 
@@ -174,15 +176,26 @@ def do_train(cfg: DictConfig, device: torch.device, source: str, resume: bool = 
 class _Evaluation:
     """What the evaluation hook calls; keeps and writes the last results."""
 
-    def __init__(self, model: torch.nn.Module, tests: list[EvalTask], output_dir: str, trainer: Trainer):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tests: list[EvalTask],
+        output_dir: str,
+        trainer: Trainer,
+        best: BestCheckpointHook | None,
+    ):
         self.results: dict[str, Any] = {}
-        self._model, self._tests, self._output_dir, self._trainer = model, tests, output_dir, trainer
+        self._model, self._tests, self._output_dir = model, tests, output_dir
+        self._trainer, self._best = trainer, best
 
     def __call__(self) -> dict[str, Any]:
         self.results = run_tests(self._model, self._tests)
-        if self._tests and comm.is_main_process():
+        if self.results and comm.is_main_process():
+            # In the loop the storage counts from 0, after it the iterations that were done.
             done = min(self._trainer.storage.iter + 1, self._trainer.max_iter)
             write_json(os.path.join(self._output_dir, EVAL_FILE), {"iterations": done, "results": self.results})
+            if self._best:
+                self._best.offer(flatten_results_dict(self.results), done)
         return self.results
 
 
@@ -213,22 +226,21 @@ def _log_schedule(cfg: DictConfig, old_batch: int | None, old_length: Any) -> No
     if OmegaConf.is_interpolation(cfg.train, "max_iter"):
         epochs, images = cfg.train.epochs, cfg.train.num_images
         logger.info("%s epochs of %d images, %d at a time: %d iterations", epochs, images, batch, length)
-    else:
-        logger.info("%d iterations of %d images", length, batch)
-    if batch != old_batch:
-        if length != old_length:
+        if batch != old_batch:
             logger.info(
-                "The config is written for batches of %s images and %s iterations; with batches of %d it takes %d. "
-                "optimizer.lr stays as it is: consider scaling it too.", old_batch, old_length, batch, length,
+                "The config is written for %s iterations of %s images; the schedule is rescaled, optimizer.lr stays as "
+                "it is.", old_length, old_batch,
             )  # fmt: skip
-        else:
-            logger.warning(
-                "The config is written for batches of %s images; with %d the %d iterations see %.3g times as many images: "
-                "consider changing train.max_iter.", old_batch, batch, length, batch / (old_batch or batch),
-            )  # fmt: skip
+        return
+    logger.info("%d iterations of %d images", length, batch)
+    if batch != old_batch and length == old_length:
+        logger.warning(
+            "The config is written for batches of %s images; with %d the %d iterations see %.3g times as many images: "
+            "consider changing train.max_iter", old_batch, batch, length, batch / (old_batch or batch),
+        )  # fmt: skip
 
 
-def _facts(cfg: DictConfig, trainer: Trainer, best: BestCheckpointHook, device: torch.device) -> dict[str, Any]:
+def _facts(trainer: Trainer, best: BestCheckpointHook | None, device: torch.device) -> dict[str, Any]:
     histories = trainer.storage.histories()
     speed = histories["img_per_s"].median(1000) if "img_per_s" in histories else None
     return {
@@ -239,9 +251,9 @@ def _facts(cfg: DictConfig, trainer: Trainer, best: BestCheckpointHook, device: 
         "device": str(device),
         "processes": comm.get_world_size(),
         "seed": trainer.seed,
-        "best_metric": best.metric if best.best is not None else None,
-        "best_value": best.best,
-        "best_iteration": best.iteration,
+        "best_metric": best.metric if best else None,
+        "best_value": best.best if best else None,
+        "best_iteration": best.iteration if best else None,
     }
 
 
@@ -251,13 +263,12 @@ def _write_report(cfg: DictConfig, model: torch.nn.Module, tests: list[EvalTask]
     from ..visualization.report import write_report  # draws with matplotlib, which an evaluation need not import
 
     try:
-        folder = write_report(
+        write_report(
             cfg.train.output_dir,
             model=model,
             data_loader=tests[0].loader,
             dataset_name=tests[0].name,
             num_images=cfg.train.report.num_images,
         )
-        logger.info("Curves and pictures are in %s", folder)
     except Exception:  # the training itself is done and saved; pictures must not make it look failed
         logger.exception("The report could not be written; the training is complete without it.")

@@ -88,6 +88,12 @@ class Trainer(TrainerBase):
                     self.seconds = before + time.perf_counter() - begin
                     self.after_step()
                 self.iter = max(start_iter, max_iter)  # tells after_train that all went well
+            except UserError as error:
+                logger.error("Training stopped: %s", error)
+                raise
+            except Exception:
+                logger.exception("Exception in iteration %d:", self.iter)
+                raise
             finally:
                 self._batches = iter(())
                 self.after_train()
@@ -123,14 +129,19 @@ class Trainer(TrainerBase):
 
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            losses = self.model(batch)
-        if isinstance(losses, Tensor):
-            losses = {"total_loss": losses}
+            losses = self._losses(batch)
         self.grad_scaler.scale(sum(losses.values())).backward()
         self._record_losses(losses, data_time)
         self._update()
         images = len(batch) * comm.get_world_size()
         self.storage.put_scalar("img_per_s", images / (time.perf_counter() - start))
+
+    def _losses(self, batch: Any) -> dict[str, Tensor]:
+        try:
+            losses = self.model(batch)
+        except FloatingPointError as error:  # Detectron2's proposal generators look at their own predictions
+            raise DivergenceError(f"Iteration {self.iter}: {error} {self._remedy()}") from error
+        return {"total_loss": losses} if isinstance(losses, Tensor) else losses
 
     def _update(self) -> None:
         if self.max_norm is not None:

@@ -49,9 +49,9 @@ class ProgressPrinter(EventWriter):
 
     def write(self) -> None:
         storage = get_event_storage()
+        if storage.latest().get("total_loss", (0.0, -1))[1] != storage.iter:
+            return  # called after the last iteration, or one that failed
         done = storage.iter + 1
-        if done > self.max_iter:
-            return  # after the last iteration
         storage.put_scalar("memory_mb", memory_mb(), smoothing_hint=False)
         values = {name: history.median(self.window) for name, history in storage.histories().items()}
         seconds = self._seconds_per_iteration(storage)

@@ -1,0 +1,77 @@
+"""Runs the training tool many times for the price of one start: every run is a fork of a process with all imports.
+
+Reads requests from stdin, one JSON object a line, and answers with the exit status (negative: ended by that signal).
+A run can be told to kill itself in the middle, as a machine that fails would do it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import sys
+import threading
+import traceback
+
+# Imported once, here, instead of in every run.
+import torch.utils.tensorboard  # noqa: F401
+
+import piip.engine.train
+import piip.visualization.report  # noqa: F401
+from tests.engine.running import TOOL
+
+
+def run(
+    arguments: list[str],
+    output: str,
+    folder: str = "",
+    kill_at_event: int | None = None,
+    kill_after: float | None = None,
+) -> int:
+    """Runs the tool in a child process.
+
+    Args:
+        arguments: of the command line.
+        output: file for what it prints.
+        folder: where file operations count as events.
+        kill_at_event: kills itself just before the so-manieth opening, renaming or removing of a file.
+        kill_after: kills itself after so many seconds.
+    """
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with open(output, "w") as f:
+        os.dup2(f.fileno(), 1)
+        os.dup2(f.fileno(), 2)
+    events = 0
+
+    def hook(event: str, details: tuple) -> None:
+        nonlocal events
+        if event in ("open", "os.rename", "os.remove") and str(details[0]).startswith(folder):
+            events += 1
+            if events == kill_at_event:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if kill_at_event is not None:
+        sys.addaudithook(hook)
+    if kill_after is not None:
+        threading.Timer(kill_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    status = 1
+    try:
+        sys.argv = [TOOL, *arguments]
+        runpy.run_path(TOOL, run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(json.dumps(run(**json.loads(line))), flush=True)
