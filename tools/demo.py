@@ -123,11 +123,12 @@ def main(argv: list[str] | None = None) -> int:
     failed = 0
     start = time.perf_counter()
     for number, (source, target) in enumerate(zip(sources, output_paths(sources, folder), strict=True), 1):
+        place = f"[{number}/{len(sources)}]"
         try:
-            print(f"[{number}/{len(sources)}] {source.name}: {demo.run(source, target)} -> {target}", flush=True)
+            print(f"{place} {source.name}: {demo.run(source, target)} -> {target}", flush=True)
         except DataError as error:
             failed += 1
-            print(f"warning: skipped: {error}", file=sys.stderr, flush=True)
+            print(f"{place} warning: skipped, {error}", file=sys.stderr, flush=True)
     seconds = time.perf_counter() - start
     if args.json:
         path = folder / "predictions.json"
