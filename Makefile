@@ -32,8 +32,7 @@ format: $(STAMP)
 
 env: $(STAMP)
 
-# The stamp is written last, so an interrupted set-up is taken up again by the next run. --no-compile: compiling all of
-# torch and its kin takes a minute of a core, of which a run uses little; Python compiles that little by itself.
+# The stamp is written last, so an interrupted set-up is taken up again by the next run.
 $(STAMP): constraints.txt setup.cfg pyproject.toml tools/install_detectron2.py
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
@@ -44,7 +43,7 @@ $(STAMP): constraints.txt setup.cfg pyproject.toml tools/install_detectron2.py
 	  echo "error: the environment $(VENV) has a Python older than 3.10; remove it or choose another with VENV=" >&2; \
 	  exit 1; }
 	$(BIN)/python -m pip install -c constraints.txt setuptools wheel
-	$(BIN)/python -m pip install -c constraints.txt --no-compile --no-build-isolation -e ".[demo,dev]"
+	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e ".[demo,dev]"
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python tools/install_detectron2.py
 	$(BIN)/python -m piip.env
 	@touch $@
