@@ -11,10 +11,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..checkpoint import load_weights
-from ..engine.config import config_root, load_config
+from ..engine.config import config_root, find_config, load_config
 from ..errors import ConfigError
 
-__all__ = ["get", "get_config", "list_configs", "published"]
+__all__ = ["get", "get_config", "list_configs", "published", "published_row"]
 
 _TABLE = Path(__file__).parent / "published.csv"
 
@@ -48,6 +48,13 @@ def published() -> dict[str, dict[str, str]]:
         return {row["config"]: row for row in csv.DictReader(f)}
 
 
+def published_row(name: str) -> dict[str, str] | None:
+    """The row of :func:`published` for any name that :func:`get_config` takes; None where there is none."""
+    path = Path(find_config(name)).resolve()
+    root = config_root().resolve()
+    return published().get(path.relative_to(root).as_posix()) if path.is_relative_to(root) else None
+
+
 def get(name: str, trained: bool = False) -> nn.Module:
     """Builds the model of a config.
 
@@ -64,7 +71,7 @@ def get(name: str, trained: bool = False) -> nn.Module:
     """
     checkpoint = ""
     if trained:
-        checkpoint = published().get(name, {}).get("checkpoint", "")
+        checkpoint = (published_row(name) or {}).get("checkpoint", "")
         if not checkpoint:
             raise ConfigError(f"no weights were released for {name!r}; get it with trained=False.")
     model = instantiate(get_config(name).model)

@@ -1,0 +1,7 @@
+"""What a model costs: parameters, multiply-adds and activations, truly and by the papers' counting."""
+
+from .complexity import Complexity, analyze, build_on_meta, natural_size
+from .cost import Cost
+from .published import published_cost
+
+__all__ = ["Complexity", "Cost", "analyze", "build_on_meta", "natural_size", "published_cost"]

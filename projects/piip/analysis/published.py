@@ -1,0 +1,159 @@
+"""#Params and #FLOPs as the PIIP papers count them.
+
+The published numbers of the detectors do not describe the detectors. They were counted on the classification form of
+the network at the detector's resolutions:
+
+* position embeddings have one row per token of the branch's own resolution,
+* branches are merged by GroupNorm and one linear layer each instead of 3x3 convolutions,
+* there is no feature pyramid, but a LayerNorm over the merged tokens and a classifier of 1000 classes.
+
+One multiply-add counts as one operation. Layers are counted as a usual counting hook sees them: linear layers without
+their bias, convolutions with it, and two operations per element for normalisations with scale and shift. Activation
+functions, softmax, residuals and resizing are free. Attention and deformable sampling come from closed formulas, and
+windows are counted without the padding that they are computed with.
+
+Source: the counting script of the released PIIP code, whose results the papers (arXiv:2406.04330,
+arXiv:2501.07783) print.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import singledispatch
+
+from torch import nn
+
+from ..errors import ConfigError
+from ..layers import DeformAttn
+from ..modeling import PIIP, SingleBranch
+from ..modeling.branches import Branch, ViTBranch
+from ..modeling.interaction import Injector, InteractionUnit
+from .cost import Cost
+
+__all__ = ["branch_cost", "published_cost"]
+
+_CLASSES = 1000
+
+
+def published_cost(model: nn.Module, resolution: int = 1024) -> dict[str, Cost]:
+    """Counts a PIIP, or a single branch, by the papers' method; weights are not looked at, so meta tensors do.
+
+    Args:
+        model: the backbone, or a detector that contains it.
+        resolution: pixels per side of the input of a :class:`~piip.modeling.SingleBranch`; the papers' baselines use
+            1024. PIIP knows its own resolutions.
+
+    Returns:
+        the parts in the order of the data flow: branches, interactions, merging, classifier. Their sum is what the
+        papers print.
+
+    Raises:
+        ConfigError: for a model that has neither, or has a branch that the papers' method does not cover.
+    """
+    backbone = next((m for m in model.modules() if isinstance(m, PIIP | SingleBranch)), None)
+    if backbone is None:
+        raise ConfigError(
+            f"the papers' counting covers PIIP and SingleBranch backbones, and {type(model).__name__} contains neither."
+        )
+    if isinstance(backbone, SingleBranch):
+        branch = backbone.branch
+        side = resolution // branch.embed_stride
+        return {"branch": branch_cost(branch, side), "classifier": _classifier(branch.out_channels[-1], side)}
+    branches = list(backbone.branches)
+    sides = [r // b.embed_stride for r, b in zip(backbone.resolutions, branches, strict=True)]
+    parts = {
+        f"branches.{k}": branch_cost(branch, side) for k, (branch, side) in enumerate(zip(branches, sides, strict=True))
+    }
+    if len(branches) > 1:
+        parts["interactions"] = Cost.total(
+            _unit(unit, sides[pair], sides[pair + 1])
+            for units in backbone.interactions
+            for pair, unit in enumerate(units)
+        )
+    widths = [b.out_channels[-1] for b in branches]
+    parts["merge"] = _merge(widths, sides)
+    parts["classifier"] = _classifier(widths[-1], sides[0])
+    return parts
+
+
+@singledispatch
+def branch_cost(branch: Branch, side: int) -> Cost:
+    """Counts one branch on a grid of ``side`` x ``side`` tokens; every family registers its own rule.
+
+    Raises:
+        ConfigError: for a family without a rule.
+    """
+    raise ConfigError(f"the papers' counting has no rule for branches of the kind {type(branch).__name__}.")
+
+
+@branch_cost.register(ViTBranch)
+def _vit_branch(branch: ViTBranch, side: int) -> Cost:
+    tokens, width = side**2, branch.out_channels[-1]
+    params = _params(branch) - branch.pos_embed.numel() + tokens * width
+    macs = _hooked(branch.patch_embed, tokens) + _hooked(branch.blocks, tokens)
+    # Queries times keys and weights times values; a window never looks further than its own side, padded or not.
+    seen = [window**2 if window else tokens for window in branch.window_sizes]
+    return Cost(params, macs + sum(2 * tokens * keys * width for keys in seen))
+
+
+def _unit(unit: InteractionUnit, fine: int, coarse: int) -> Cost:
+    macs = _injector(unit.to_fine, fine**2, coarse**2) + _injector(unit.to_coarse, coarse**2, fine**2)
+    return Cost(_params(unit), macs)
+
+
+def _injector(injector: Injector, queries: int, feats: int) -> int:
+    attn = injector.attn
+    on_feats: list[nn.Module] = [injector.proj, injector.feat_norm]
+    on_queries: list[nn.Module] = [injector.query_norm]
+    if injector.ffn is not None:
+        on_queries += [injector.ffn_norm, injector.ffn]
+    if isinstance(attn, DeformAttn):
+        on_feats += [attn.value_proj]
+        on_queries += [attn.sampling_offsets, attn.attention_weights, attn.output_proj]
+        # Four taps and one weight per sample, of the full width although the values are half as wide.
+        looking = 5 * queries * attn.num_points * attn.output_proj.out_features
+    else:
+        on_feats += [attn.wk, attn.wv]
+        on_queries += [attn.wq, attn.proj]
+        looking = 2 * queries * feats * attn.proj.out_features
+    return (
+        sum(_hooked(module, feats) for module in on_feats)
+        + sum(_hooked(module, queries) for module in on_queries)
+        + looking
+    )
+
+
+def _merge(widths: Sequence[int], sides: Sequence[int]) -> Cost:
+    """GroupNorm for the last branch; GroupNorm, linear layer, GroupNorm for the others; a weight per branch."""
+    out = widths[-1]
+    cost = Cost(len(widths)) + Cost(2 * out, 2 * out * sides[-1] ** 2)
+    for width, side in zip(widths[:-1], sides[:-1], strict=True):
+        cost += Cost(
+            params=2 * width + (width + 1) * out + 2 * out,
+            macs=(2 * width + width * out + 2 * out) * side**2,
+        )
+    return cost
+
+
+def _classifier(width: int, side: int) -> Cost:
+    """LayerNorm over all tokens, then one linear layer for their mean."""
+    return Cost(2 * width + (width + 1) * _CLASSES, 2 * width * side**2 + width * _CLASSES)
+
+
+def _params(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _hooked(module: nn.Module, positions: int) -> int:
+    """What counting hooks make of all layers of a module when each of them runs at so many positions."""
+    per_position = 0
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            per_position += layer.in_features * layer.out_features
+        elif isinstance(layer, nn.Conv2d):
+            taps = math.prod(layer.kernel_size) * layer.in_channels // layer.groups
+            per_position += layer.out_channels * (taps + (layer.bias is not None))
+        elif isinstance(layer, nn.LayerNorm):
+            per_position += 2 * math.prod(layer.normalized_shape)
+    return per_position * positions
