@@ -52,10 +52,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 class Demo:
-    """Predicts, draws and keeps the records of the JSON file."""
+    """Predicts, draws, counts and, where a JSON file is wanted, keeps its records."""
 
-    def __init__(self, predictor: LazyPredictor) -> None:
+    def __init__(self, predictor: LazyPredictor, keep_records: bool) -> None:
         self.predictor = predictor
+        ids = predictor.metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        self.category_ids = {contiguous: category_id for category_id, contiguous in ids.items()}
+        self.keep_records = keep_records
         self.records: list[dict[str, Any]] = []
         self.pictures = 0
         self.objects = 0
@@ -69,15 +72,18 @@ class Demo:
             raise ConfigError(f"the model predicts {', '.join(output)}, and the demo draws instances only.")
         instances = output["instances"].to("cpu")
         self.seconds += time.perf_counter() - start
-        for record in instances_to_coco_json(instances, self.pictures):
-            category = record["category_id"]
-            ids = self.predictor.metadata.get("thing_dataset_id_to_contiguous_id") or {}
-            record["category_id"] = next((k for k, v in ids.items() if v == category), category)
-            record["category"] = class_name(self.predictor.metadata, category)
-            self.records.append({"file_name": name, **where, **record})
+        if self.keep_records:
+            self._record(instances, {"file_name": name, **where})
         self.pictures += 1
         self.objects += len(instances)
         return draw_instances(image, instances, self.predictor.metadata), instances
+
+    def _record(self, instances: Instances, where: dict[str, Any]) -> None:
+        for record in instances_to_coco_json(instances, self.pictures):
+            category = record["category_id"]
+            record["category_id"] = self.category_ids.get(category, category)
+            record["category"] = class_name(self.predictor.metadata, category)
+            self.records.append({**where, **record})
 
     def run(self, source: Source, target: Path) -> str:
         """Handles one input and says what was found."""
@@ -116,9 +122,10 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(args.output)
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--output {args.output!r} is a file; name a folder.")
-    folder.mkdir(parents=True, exist_ok=True)
     cfg = load_config(args.config_file, args.overrides)
-    demo = Demo(LazyPredictor(cfg, args.checkpoint, device=args.device, score_threshold=args.score_threshold))
+    predictor = LazyPredictor(cfg, args.checkpoint, device=args.device, score_threshold=args.score_threshold)
+    folder.mkdir(parents=True, exist_ok=True)
+    demo = Demo(predictor, keep_records=args.json)
 
     failed = 0
     start = time.perf_counter()
@@ -137,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"{demo.pictures} pictures, {demo.objects} objects, {failed} of {len(sources)} inputs failed; "
         f"{demo.pictures / seconds:.2f} img/s in all, {demo.pictures / max(demo.seconds, 1e-9):.2f} img/s predicting "
-        f"on {demo.predictor.device}"
+        f"on {predictor.device}"
     )
     return 1 if failed else 0
 
