@@ -29,6 +29,8 @@ from piip.visualization.draw import class_name, draw_instances
 from piip.visualization.inputs import SAMPLES, Source, find_sources, output_paths, read_picture
 from piip.visualization.video import annotate_video, require_opencv
 
+ENLARGED_SIDE = 480  # pixels of the shorter side; pictures of less than half of it are enlarged
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,7 +78,9 @@ class Demo:
             self._record(instances, {"file_name": name, **where})
         self.pictures += 1
         self.objects += len(instances)
-        return draw_instances(image, instances, self.predictor.metadata), instances
+        # Labels would cover most of a small picture.
+        shorter_side = ENLARGED_SIDE if min(image.shape[:2]) < ENLARGED_SIDE // 2 else 0
+        return draw_instances(image, instances, self.predictor.metadata, shorter_side), instances
 
     def _record(self, instances: Instances, where: dict[str, Any]) -> None:
         for record in instances_to_coco_json(instances, self.pictures):
@@ -97,11 +101,12 @@ class Demo:
 
             frames = annotate_video(source.path, target, annotate)
             return f"{frames} frames, {describe(counts, self.predictor.metadata)}"
-        picture, instances = self.annotate(read_picture(source.path), source.name)
+        image = read_picture(source.path)
+        picture, instances = self.annotate(image, source.name)
         kind = "PNG" if target.suffix == ".png" else "JPEG"
         write_atomically(target, lambda f: Image.fromarray(picture).save(f, kind, quality=95))
         found = describe(Counter(instances.pred_classes.tolist()), self.predictor.metadata)
-        return f"{picture.shape[1]}x{picture.shape[0]}, {found}"
+        return f"{image.shape[1]}x{image.shape[0]}, {found}"
 
 
 def describe(counts: Counter[int], metadata: Metadata) -> str:

@@ -60,9 +60,9 @@ def test_pictures_and_records(demo, arguments, pictures, capsys):
     assert sorted(p.name for p in out.iterdir()) == ["predictions.json", "x.png", "x_2.png"]
     records = json.loads((out / "predictions.json").read_text())
     for number, (source, target) in enumerate([("a/x.png", "x.png"), ("b/x.png", "x_2.png")]):
-        before, after = (np.asarray(Image.open(pictures / p)) for p in (source, f"out/{target}"))
-        assert before.shape == after.shape
-        assert not np.array_equal(before, after)
+        before, after = (Image.open(pictures / p) for p in (source, f"out/{target}"))
+        assert after.size == (800, 480)  # enlarged for the labels
+        assert not np.array_equal(np.asarray(before.resize(after.size)), np.asarray(after))
         mine = [r for r in records if r["image_id"] == number]
         assert 0 < len(mine) <= 10
         assert {r["file_name"] for r in mine} == {str(pictures / source)}
@@ -140,6 +140,7 @@ def test_as_a_program(project, arguments, tmp_path):
     done = subprocess.run([*command, "--input", "skimage:chelsea"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert np.asarray(Image.open(tmp_path / "chelsea.png")).shape == data.chelsea().shape
+    assert not np.array_equal(np.asarray(Image.open(tmp_path / "chelsea.png")), data.chelsea())
     assert "Traceback" not in done.stderr
     done = subprocess.run([*command, "--input", "nothing.png"], capture_output=True, text=True, env=environment)
     assert done.returncode == 2

@@ -114,8 +114,9 @@ def test_more_images_than_there_are(dataset, model):
 @pytest.mark.parametrize(("count", "shape"), [(1, (1, 2)), (2, (2, 2)), (3, (2, 4)), (8, (4, 4))])
 def test_grid_puts_truth_beside_prediction(count, shape):
     picture = np.zeros((30, 40, 3), np.uint8)
-    figure = grid_figure([Example(f"image {i}", picture, picture) for i in range(count)])
+    figure = grid_figure([Example(f"image {i}", picture, picture, found=1 - i) for i in range(count)])
     assert figure.axes[0].get_gridspec().get_geometry() == shape
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles[:2] == ["image 0 · ground truth", "image 0 · prediction"]
     assert len(titles) == 2 * count
+    assert titles[3:4] == ["image 1 · nothing predicted"] * (count > 1)

@@ -96,6 +96,7 @@ def loss_figure(records: Sequence[Mapping[str, float]]) -> Figure | None:
         _frame(rows[1], "Learning rate", "")
         rows[1].plot(*rates, color="black", linewidth=1.5, marker=_marker(rates))
         rows[1].set_ylim(bottom=0)
+        rows[1].yaxis.set_major_locator(MaxNLocator(nbins=4))
         rows[1].yaxis.set_major_formatter(formatter := ScalarFormatter(useMathText=True))
         formatter.set_powerlimits((-2, 3))
     rows[-1].set_xlabel("iteration", fontsize=11)

@@ -24,11 +24,17 @@ _PANEL_PIXELS = 340  # shorter side of a drawn picture; fewer make its labels la
 
 @dataclass
 class Example:
-    """A picture with its ground truth and with its prediction drawn on it (RGB, uint8), and how to call it."""
+    """A picture with its ground truth and with its prediction drawn on it (RGB, uint8).
+
+    Attributes:
+        title: how to call it.
+        found: number of objects predicted.
+    """
 
     title: str
     truth: np.ndarray
     prediction: np.ndarray
+    found: int
 
 
 def predict_examples(
@@ -65,11 +71,13 @@ def predict_examples(
     examples = []
     for item, found in pairs:
         image = read_image(item["file_name"], format="RGB")
+        found = found[found.scores >= score_threshold]
         examples.append(
             Example(
                 title=f"image {item['image_id']}",
                 truth=draw_annotations(image, truth[item["image_id"]], metadata, _PANEL_PIXELS),
-                prediction=draw_instances(image, found[found.scores >= score_threshold], metadata, _PANEL_PIXELS),
+                prediction=draw_instances(image, found, metadata, _PANEL_PIXELS),
+                found=len(found),
             )
         )
     return examples
@@ -92,7 +100,7 @@ def grid_figure(examples: Sequence[Example]) -> Figure:
         for axes, picture, kind in zip(
             panels[row, 2 * column : 2 * column + 2],
             (example.truth, example.prediction),
-            ("ground truth", "prediction"),
+            ("ground truth", "prediction" if example.found else "nothing predicted"),
             strict=True,
         ):
             axes.imshow(picture, interpolation="antialiased")
