@@ -10,9 +10,11 @@ import json
 import os
 import runpy
 import signal
+import socket
 import sys
 import threading
 import traceback
+from typing import NoReturn
 
 # Imported once, here, instead of in every run.
 import torch.utils.tensorboard  # noqa: F401
@@ -28,8 +30,9 @@ def run(
     folder: str = "",
     kill_at_event: int | None = None,
     kill_after: float | None = None,
+    processes: int = 1,
 ) -> int:
-    """Runs the tool in a child process.
+    """Runs the tool in a child process, or in several with the environment that torchrun gives them.
 
     Args:
         arguments: of the command line.
@@ -37,11 +40,31 @@ def run(
         folder: where file operations count as events.
         kill_at_event: kills itself just before the so-manieth opening, renaming or removing of a file.
         kill_after: kills itself after so many seconds.
+        processes: how many there are.
+
+    Returns:
+        the status of the first process that did not succeed, or 0.
     """
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    with open(output, "w") as f:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(processes):
+        if child := os.fork():
+            children.append(child)
+            continue
+        if processes > 1:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
+            os.environ.update(LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        _run_and_exit(arguments, output, folder, kill_at_event, kill_after)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return next((status for status in statuses if status), 0)
+
+
+def _run_and_exit(
+    arguments: list[str], output: str, folder: str, kill_at_event: int | None, kill_after: float | None
+) -> NoReturn:
+    with open(output, "a") as f:
         os.dup2(f.fileno(), 1)
         os.dup2(f.fileno(), 2)
     events = 0

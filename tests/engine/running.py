@@ -44,7 +44,11 @@ class Run:
 
 
 def run_tool(
-    *arguments: str, folder: Path | str = "", kill_at_event: int | None = None, kill_after: float | None = None
+    *arguments: str,
+    folder: Path | str = "",
+    kill_at_event: int | None = None,
+    kill_after: float | None = None,
+    processes: int = 1,
 ) -> Run:
     """Runs the tool in a process of its own, see ``fork_server``."""
     server = _server()
@@ -55,6 +59,7 @@ def run_tool(
             "folder": str(folder),
             "kill_at_event": kill_at_event,
             "kill_after": kill_after,
+            "processes": processes,
         }
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
@@ -62,10 +67,18 @@ def run_tool(
         return Run(json.loads(answer), output.read())
 
 
-def train(output_dir: Path | str, *overrides: str, config: str = TINY, resume: bool = False, **kill: float) -> Run:
+def train(
+    output_dir: Path | str,
+    *overrides: str,
+    config: str = TINY,
+    resume: bool = False,
+    processes: int = 1,
+    **kill: float,
+) -> Run:
     """Trains, by default the tiny model; a run that is not to be killed must succeed."""
     options = ["--config-file", config, *(["--resume"] if resume else [])]
-    run = run_tool(*options, f"train.output_dir={output_dir}", *overrides, folder=output_dir, **kill)
+    arguments = [*options, f"train.output_dir={output_dir}", *overrides]
+    run = run_tool(*arguments, folder=output_dir, processes=processes, **kill)
     assert run.status == 0 or (kill and run.status == -9), run.output
     return run
 

@@ -24,7 +24,7 @@ class TinyNet(nn.Module):
     def __init__(self, width: int = 16, noise: float = 0.1, break_at: int | None = None, pause: float = 0.0):
         super().__init__()
         self.hidden = nn.Linear(2, width)
-        self.norm = nn.BatchNorm1d(width)
+        self.norm = nn.BatchNorm1d(width) if noise else nn.Identity()
         self.head = nn.Linear(width, 3)
         self.noise = noise
         self.break_at = break_at
@@ -47,8 +47,8 @@ class TinyNet(nn.Module):
         }
 
     def _classify(self, x: Tensor) -> Tensor:
-        hidden = self.hidden(x) if self.noise == 0 else self.norm(self.hidden(x))
-        return self.head(nn.functional.dropout(hidden.relu(), self.noise, self.training))
+        hidden = self.norm(self.hidden(x)).relu()
+        return self.head(nn.functional.dropout(hidden, self.noise, self.training))
 
 
 def tiny_points(count: int = 48) -> list[dict]:

@@ -238,8 +238,7 @@ def check_config(cfg: DictConfig, eval_only: bool = False) -> None:
     if missing:
         old = " It looks like a yacs config of Detectron2, which this tool does not read." if "MODEL" in cfg else ""
         raise ConfigError(f"the config lacks {', '.join(missing)}; a LazyConfig must define {', '.join(needed)}.{old}")
-    for name in needed:
-        _check_values(cfg[name], name)
+    _check_values(cfg.train, "train")
     _check(cfg.train, "max_iter", int, minimum=1)
     _check(cfg.train, "eval_period", int, minimum=0)
     _check(cfg.train, "log_period", int, minimum=1)
@@ -252,6 +251,8 @@ def check_config(cfg: DictConfig, eval_only: bool = False) -> None:
     dtype = str(OmegaConf.select(cfg.train, "amp.dtype"))
     if dtype not in ("float16", "bfloat16"):
         raise ConfigError(f"train.amp.dtype={dtype} must be float16 or bfloat16.{did_you_mean(dtype, ['bfloat16'])}")
+    for name in needed:
+        _check_values(cfg[name], name)
 
 
 def _check_values(node: Any, key: str) -> None:
