@@ -216,7 +216,7 @@ def test_bad_settings_are_named(kwargs, message):
 
 
 def test_a_width_that_cannot_be_normalised_is_named():
-    with pytest.raises(ConfigError, match="width 112.*multiple of 32"):
+    with pytest.raises(ConfigError, match=r"width 112.*multiple of 32"):
         PIIP([ViTBranch(112, 1, 2)], [224], 1)
 
 

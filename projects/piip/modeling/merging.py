@@ -21,8 +21,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
     """
     if channels % 32:
         raise ConfigError(
-            f"the width {channels} of the last branch, which is that of the merged map, must be a multiple of 32 for its "
-            "GroupNorm; choose another embed_dim."
+            f"the width {channels} of the last branch, which is that of the merged map, must be a multiple of 32 for "
+            "its GroupNorm; choose another embed_dim."
         )
     return nn.GroupNorm(32, channels)
 
