@@ -23,6 +23,7 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ConfigError, did_you_mean
@@ -86,8 +87,21 @@ class Complexity:
 
 def build_on_meta(model: Any) -> nn.Module:
     """Instantiates the ``model`` section of a config, or a node of it, without memory for its weights."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutValues():
         return instantiate(model)
+
+
+class _WithoutValues(TorchDispatchMode):
+    """Leaves out what only fills meta tensors with values: nothing comes of it, and it takes most of the time."""
+
+    _FILLING = frozenset(["add_", "clamp_", "copy_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_"])
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func.overloadpacket.__name__ in self._FILLING and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def natural_size(model: nn.Module) -> int:

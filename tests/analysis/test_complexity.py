@@ -1,0 +1,174 @@
+"""The true cost: against the reference counts, against other counters, and by hand."""
+
+from __future__ import annotations
+
+import csv
+from importlib.resources import files
+
+import pytest
+import torch
+from detectron2.config import instantiate
+from fvcore.nn import FlopCountAnalysis
+
+from piip.analysis import Cost, analyze, build_on_meta, natural_size
+from piip.analysis.report import as_data, as_text
+from piip.engine.config import load_config
+from piip.errors import ConfigError
+from piip.model_zoo.table import measure
+from piip.model_zoo.zoo import get_config, published
+from piip.modeling import PIIP, SingleBranch, ViTBranch
+from tests.reference import GOLDENS
+
+
+def reference(config: str) -> dict[str, str]:
+    """Counts of the released module; of the four-branch ones, of that with the branches its config asks for."""
+    name = published()[config]["name"]
+    with (GOLDENS / "piip" / "params_flops.tsv").open() as f:
+        rows = [r for r in csv.DictReader(f, delimiter="\t") if f"/{name}.py" in r["config"]]
+    return rows[-1]
+
+
+def sampling(config: str) -> int:
+    """Multiply-adds of all deformable sampling, which the reference leaves out."""
+    model = get_config(config).model.backbone.bottom_up
+    if "resolutions" not in model:
+        return 0
+    tokens = [(r // 16) ** 2 for r in model.resolutions]
+    widths = [b.embed_dim for b in model.branches]
+    # Every branch looks at each neighbour in 12 steps: 4 points of half its width, 4 taps and one weight each.
+    looks = [2 if 0 < k < len(tokens) - 1 else 1 for k in range(len(tokens))]
+    return sum(12 * n * look * 4 * 5 * width // 2 for n, look, width in zip(tokens, looks, widths, strict=True))
+
+
+@pytest.mark.parametrize("config", published())
+def test_published_backbones(config: str) -> None:
+    complexity, expected = measure(config).true, reference(config)
+    assert complexity.total.params == int(expected["module_params"])
+    assert f"{(complexity.total.macs - sampling(config)) / 1e9:.3f}" == expected["module_gmacs_all"]
+    # The reference counts from the largest branch up, our parts from the highest resolution down.
+    branches = [expected[f"branch{k}"] for k in range(1, 5)]
+    if branches[0]:
+        parts = complexity.parts
+        counted = [c.params for name, c in parts.items() if name.startswith("branches.")]
+        assert counted == [int(b) for b in branches if b][::-1]
+        assert parts["interactions"].params == int(expected["interactions"])
+        assert parts["merge"].params == int(expected["merging"]) + int(expected["other"])
+        assert parts["neck"].params == int(expected["fpn"])
+    assert "other" not in complexity.parts
+
+
+@pytest.fixture(scope="module")
+def detector() -> torch.nn.Module:
+    """The quickstart's model with real weights."""
+    torch.manual_seed(0)
+    return instantiate(get_config("quickstart/mask_rcnn_piip_digits.py").model)
+
+
+def test_detector_by_part(detector) -> None:
+    complexity = analyze(detector)
+    assert complexity.size == (128, 128) == (natural_size(detector),) * 2
+    assert complexity.total.params == sum(p.numel() for p in detector.parameters())
+    assert complexity.notes == ("box head: 100 proposals", "mask head: 100 detections")
+    parts = complexity.parts
+    assert "other" not in parts
+    assert list(parts)[:3] == [f"backbone.bottom_up.branches.{k}" for k in range(3)]
+    fc1, fc2 = 64 * 7 * 7 * 256, 256 * 256
+    assert parts["roi_heads.box_head"] == Cost(fc1 + 256 + fc2 + 256, 100 * (fc1 + fc2), 100 * 2 * 256)
+    assert parts["roi_heads.box_predictor"].macs == 100 * 256 * (11 + 40)
+    cells = 32**2 + 16**2 + 8**2
+    assert parts["proposal_generator"].macs == cells * 64 * (9 * 64 + 3 + 12)
+    assert parts["proposal_generator"].activations == cells * (64 + 3 + 12)
+    convs, deconv, predictor = 2 * 14**2 * 9 * 64 * 64, 28**2 * 64 * 64, 28**2 * 64 * 10
+    assert parts["roi_heads.mask_head"].macs == 100 * (convs + deconv + predictor)
+
+
+def test_the_model_stays_as_it_is(detector) -> None:
+    before = {name: (t.device, t.data_ptr()) for name, t in detector.state_dict().items()}
+    detector.train()
+    analyze(detector)
+    assert {name: (t.device, t.data_ptr()) for name, t in detector.state_dict().items()} == before
+    assert all(m.training and not m._forward_hooks and "forward" not in vars(m) for m in detector.modules())
+
+
+def test_real_and_meta_weights_count_alike(detector) -> None:
+    meta = build_on_meta(get_config("quickstart/mask_rcnn_piip_digits.py").model)
+    assert {p.device.type for p in meta.parameters()} == {"meta"}
+    assert analyze(meta) == analyze(detector)
+    assert analyze(detector.half()) == analyze(detector.float())
+
+
+@pytest.mark.parametrize("pad_after_qkv", [False, True])
+def test_attention_by_hand(pad_after_qkv: bool) -> None:
+    branch = ViTBranch(16, 2, 2, pretrain_img_size=32, window_size=[3, 0], pad_after_qkv=pad_after_qkv)
+    complexity = analyze(SingleBranch(branch, size_divisibility=16, out_features=["c4"]), (64, 80))
+    tokens, padded = 4 * 5, 6 * 6
+    embed, linear = 16 * 16 * 3 * 16, 16 * 16
+    windowed = 3 * linear * (tokens if pad_after_qkv else padded) + 2 * padded * 9 * 16
+    globally = 3 * linear * tokens + 2 * tokens**2 * 16
+    assert complexity.parts["branch"].macs == tokens * (embed + 2 * 9 * linear) + windowed + globally
+    assert list(complexity.parts) == ["branch"]
+
+
+def test_deformable_attention_by_hand() -> None:
+    branches = [ViTBranch(w, 1, 1, pretrain_img_size=32) for w in (32, 64)]
+    interaction = {"num_heads": 4, "num_points": 2, "with_proj": False, "ffn_ratio": 0}
+    part = analyze(PIIP(branches, [128, 64], 1, interaction), (128, 128)).parts["interactions"]
+    macs = 0
+    for dim, feat_dim, queries, feats in ((64, 32, 16, 64), (32, 64, 64, 16)):
+        value = dim // 2
+        macs += queries * dim * (4 * 2 * 2 + 4 * 2) + feats * feat_dim * value + queries * value * dim
+        macs += queries * value * 2 * 5
+    assert part.macs == macs
+
+
+def test_input_is_padded_like_a_batch(detector) -> None:
+    assert analyze(detector, (100, 60)).size == (128, 64)
+    assert analyze(detector, (100, 60)) == analyze(detector, (128, 64))
+
+
+def from_detectron2(name: str) -> torch.nn.Module:
+    """The model of a config that comes with Detectron2."""
+    return build_on_meta(load_config(str(files("detectron2") / "model_zoo" / "configs" / name)).model)
+
+
+def test_detectron2_models() -> None:
+    model = from_detectron2("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py")
+    complexity = analyze(model, (64, 96))
+    assert [n for n in complexity.parts if "bottom_up" in n] == [
+        f"backbone.bottom_up.{n}" for n in ("stem", "res2", "res3", "res4", "res5")
+    ]
+    assert complexity.notes == ("box head: 1000 proposals", "mask head: 100 detections")
+    backbone = model.backbone.to_empty(device="cpu").eval()
+    by_trace = FlopCountAnalysis(backbone, torch.zeros(1, 3, 64, 96)).unsupported_ops_warnings(False)
+    counted = sum(c.macs for name, c in complexity.parts.items() if name.startswith("backbone."))
+    assert counted == by_trace.by_operator()["conv"]
+
+
+def test_heads_that_are_not_counted_are_named() -> None:
+    model = from_detectron2("COCO-Detection/retinanet_R_50_FPN_1x.py")
+    complexity = analyze(model, (64, 64))
+    assert complexity.notes == ("head: parameters only",)
+    assert complexity.parts["head"].params > 0 == complexity.parts["head"].macs
+    (line,) = (line for line in as_text(complexity).splitlines() if line.startswith("head "))
+    assert line.split()[2:] == ["-", "-"]
+
+
+def test_bad_requests(detector) -> None:
+    with pytest.raises(ConfigError, match="0 x 64"):
+        analyze(detector, (0, 64))
+    with pytest.raises(ConfigError, match=r"'backbon\.fpn'.*Did you mean 'backbone.fpn'"):
+        analyze(detector).only(["backbon.fpn"])
+
+
+def test_report_and_data_tell_the_same(detector) -> None:
+    complexity = analyze(detector).only(["roi_heads"])
+    by_papers = {"branches.0": Cost(1_500_000, 2_000_000_000)}
+    row = {"params_M": "146", "flops_G": ""}
+    text, data = as_text(complexity, by_papers, row), as_data(complexity, by_papers, row)
+    assert [line.split()[0] for line in text.splitlines()[4:7]] == list(data["parts"])
+    assert f"{data['total']['macs'] / 1e9:.3f}" in text
+    assert "Published: 146 M parameters, - G FLOPs." in text
+    assert data["published"] == {"params_M": 146.0, "flops_G": None}
+    assert data["by_papers"]["total"] == {"params": 1_500_000, "macs": 2_000_000_000}
+    assert "each counted once" in text
+    assert as_data(complexity)["by_papers"] is None

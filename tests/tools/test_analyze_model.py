@@ -1,0 +1,95 @@
+"""tools/analyze_model.py and tools/make_model_zoo.py from the command line."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from piip.errors import run_cli
+
+DIGITS = "quickstart/mask_rcnn_piip_digits"
+
+
+def run(project: Path, *args: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(project / "tools" / "analyze_model.py"), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def main_of(path: Path):
+    """The main function of a tool, to run it in this process, where the published models are already counted."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def test_one_config(project: Path, tmp_path: Path) -> None:
+    ran = run(
+        project, "--config-file", DIGITS, "model.roi_heads.num_classes=3", "--input-size", "100", "200",
+        "--parts", "backbone.bottom_up", "--parts", "roi_heads", "--json", tmp_path / "cost.json",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert "input 128 x 224" in ran.stdout
+    assert "box head: 100 proposals" in ran.stdout
+    assert "By the papers' counting" in ran.stdout
+    assert "Published" not in ran.stdout
+    data = json.loads((tmp_path / "cost.json").read_text())
+    assert data["input_size"] == [128, 224]
+    assert data["parts"]["roi_heads.box_predictor"]["params"] == 257 * 4 + 257 * 12
+    assert "proposal_generator" not in data["parts"]
+    assert data["by_papers"]["total"]["params"] == 1_205_067
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config-file", "quickstart/mask_rcnn_pip_digits"], "Did you mean 'quickstart/mask_rcnn_piip_digits.py'"),
+        (["--config-file", DIGITS, "model.roi_heads.num_clases=3"], "Did you mean 'model.roi_heads.num_classes'?"),
+        (["--config-file", DIGITS, "--parts", "neck"], "no part's name starts with 'neck'"),
+        (["--config-file", DIGITS, "--input-size", "-1", "64"], "input size -1 x 64 must be positive"),
+        (["--config-file", "common/optim.py"], "config 'common/optim.py' has no model"),
+        (["--zoo", "--parts", "neck"], "--zoo counts the published models as they are"),
+        ([], "one of the arguments --config-file --zoo is required"),
+    ],
+)
+def test_bad_requests(project: Path, args: list[str], message: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["analyze_model.py", *args])
+    with pytest.raises(SystemExit) as end:
+        run_cli(main_of(project / "tools" / "analyze_model.py"))
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_published_model(project: Path, monkeypatch, capsys) -> None:
+    config = "COCO-InstanceSegmentation/mask_rcnn_vit_b_1024_1x"
+    tool = main_of(project / "tools" / "analyze_model.py")
+    monkeypatch.setattr(sys, "argv", ["analyze_model.py", "--config-file", config])
+    assert tool() == 0
+    out = capsys.readouterr().out
+    assert "input 1024 x 1024" in out
+    assert "Published: 90 M parameters, 463 G FLOPs." in out
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "model.backbone.bottom_up.branch.depth=6",
+                                      "model.backbone.bottom_up.branch.window_size=0"])  # fmt: skip
+    assert tool() == 0
+    assert "Published" not in capsys.readouterr().out
+
+
+def test_zoo(project: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["analyze_model.py", "--zoo", "--json", str(tmp_path / "zoo.json")])
+    assert main_of(project / "tools" / "analyze_model.py")() == 0
+    assert "All published numbers are reproduced" in capsys.readouterr().out
+    data = json.loads((tmp_path / "zoo.json").read_text())
+    row = data["COCO-InstanceSegmentation/mask_rcnn_piip_tsb_1120_896_448_1x.py"]
+    assert [row[f"{k}_params_M"] for k in ("published", "recounted", "true")] == [146.0, 146.441707, 175.043715]
+
+
+def test_model_zoo_is_checked(project: Path, monkeypatch) -> None:
+    before = (project / "MODEL_ZOO.md").stat().st_mtime_ns
+    monkeypatch.setattr(sys, "argv", ["make_model_zoo.py", "--check"])
+    assert main_of(project / "tools" / "make_model_zoo.py")() == 0
+    assert (project / "MODEL_ZOO.md").stat().st_mtime_ns == before
