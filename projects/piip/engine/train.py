@@ -16,6 +16,8 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 
 from ..checkpoint.checkpointer import Checkpointer, newest_good_checkpoint
+from ..checkpoint.files import tensors_of
+from ..checkpoint.load import adapt_to_checkpoint
 from ..errors import ConfigError
 from .build import amp_dtype, build_loader, build_optimizer, load_initial_weights, pick_device
 from .config import apply_overrides, check_config, find_config, load_config
@@ -126,7 +128,9 @@ def do_train(cfg: DictConfig, device: torch.device, source: str, resume: bool = 
     seed_step(seed, iteration=0, stream=3)
     model = instantiate(cfg.model).to(device)
     logger.info("%s with %.2f M parameters", type(model).__name__, sum(p.numel() for p in model.parameters()) / 1e6)
-    if not found:
+    if found:
+        adapt_to_checkpoint(model, tensors_of(found[1]))  # before the optimizer takes the parameters
+    else:
         load_initial_weights(model, cfg.train.init_checkpoint)
     ema = ModelEMA(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
     optimizer = build_optimizer(cfg, model)

@@ -101,11 +101,12 @@ class PIIP(Backbone):
                 f"branch {index} with {old.num_blocks} blocks cannot be replaced by one with {branch.num_blocks}; "
                 "all but the last branch can be, by one of the same depth."
             )
-        self.branches[index] = branch
+        like = self.merge.weights[0]  # gives device and type to what is new
+        self.branches[index] = branch.to(like)
         for step, units in enumerate(self.interactions):
             for pair in {index - 1, index} & set(range(len(units))):
-                units[pair] = self._make_unit(step, pair)
-        self.merge.projections[index] = self.merge.make_projection(branch.out_channels[-1])
+                units[pair] = self._make_unit(step, pair).to(like)
+        self.merge.projections[index] = self.merge.make_projection(branch.out_channels[-1]).to(like)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         check_input(image, self.branches[0].embed_stride)
