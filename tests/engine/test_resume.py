@@ -172,7 +172,7 @@ def test_real_processes(tmp_path: Path, undisturbed: Path) -> None:
     """The same without the fork server: the command as it is typed, killed from outside when it has saved twice."""
     command = [sys.executable, TOOL, "--config-file", TINY, f"train.output_dir={tmp_path}", "train.max_iter=40"]
     command += ["model.pause=0.02"]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / "model_0000007.pth").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

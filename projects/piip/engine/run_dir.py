@@ -25,7 +25,7 @@ CONFIG = "config.yaml"
 _SOURCE = "config_source.py"
 # `last_checkpoint` goes first: without it nothing is resumed from, so a kill in between does no harm.
 _LEFT_BY_A_RUN = (
-    "last_checkpoint", "model_*.pth", "metrics.json", "eval.json", "summary.json", CONFIG, _SOURCE, "log.txt*",
+    "last_checkpoint", "model_*.pth", "metrics.json", "eval.json", "summary.json", f"{CONFIG}*", _SOURCE, "log.txt*",
     "events.out.tfevents.*", "report", "inference",
 )  # fmt: skip
 
@@ -58,20 +58,31 @@ def remove_torn_files(output_dir: str) -> None:
 
 
 def save_config(cfg: DictConfig, source: str, output_dir: str) -> None:
-    """Writes the config as it is used to ``config.yaml``, and the file that it came from beside it."""
-    temporary = Path(output_dir, f".{CONFIG}")
-    LazyConfig.save(cfg, str(temporary))
-    os.replace(temporary, Path(output_dir, CONFIG))
+    """Writes the config as it is used to ``config.yaml``, and the file that it came from beside it.
+
+    What YAML cannot hold, such as functions without a name in a config of somebody else, Detectron2 saves as
+    ``config.yaml.pkl``, with a warning.
+    """
+    root = Path(output_dir)
+    LazyConfig.save(cfg, str(root / f".{CONFIG}"))
+    for name in (CONFIG, f"{CONFIG}.pkl"):
+        if (root / f".{name}").exists():
+            os.replace(root / f".{name}", root / name)
     if source.endswith(".py"):
-        copy = Path(output_dir, f".{_SOURCE}")
-        shutil.copyfile(source, copy)
-        os.replace(copy, Path(output_dir, _SOURCE))
+        shutil.copyfile(source, root / f".{_SOURCE}")
+        os.replace(root / f".{_SOURCE}", root / _SOURCE)
 
 
 def remembered_seed(output_dir: str) -> int | None:
     """The seed in the ``config.yaml`` that an earlier session of a training left."""
     path = Path(output_dir, CONFIG)
-    return LazyConfig.load(str(path)).train.get("seed") if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return LazyConfig.load(str(path)).train.get("seed")
+    except Exception as error:
+        logger.warning("%s cannot be read (%s), so the seed of the earlier session is not known.", path, error)
+        return None
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
