@@ -21,7 +21,8 @@ examples:
   two processes without a GPU, or one per GPU on several machines:
     torchrun --nproc-per-node 2 %(prog)s --config-file my_config.py
 
-Overrides are key=value and must name existing keys; +key=value adds one.
+Overrides are key=value and must name existing keys; +key=value adds one. Without --resume, an earlier training in
+train.output_dir is moved to <output_dir>/previous/<number>.
 """
 
 
