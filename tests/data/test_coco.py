@@ -91,6 +91,7 @@ BROKEN = {
     "repeated annotation": (lambda c: c["annotations"][1].update(id=1), "Two records of kind annotation .* id 1"),
     "no sizes": (lambda c: c["images"][3].pop("width"), "image at position 3 .* has no 'width'"),
     "no images": (lambda c: (c["images"].clear(), c["annotations"].clear()), "lists no images"),
+    "no record": (lambda c: c["images"].append("4.png"), "image at position 4 .* has no 'id', 'file_name'"),
     "no list": (lambda c: c.pop("categories"), "has no list 'categories'"),
 }
 

@@ -46,7 +46,7 @@ def test_same_bytes_always(tmp_path: Path) -> None:
         digits_scenes.generate_digits_scenes(str(tmp_path / name), {"train": 3, "val": 2})
     assert tree_hash(tmp_path / "a" / FOLDER) == tree_hash(tmp_path / "b" / FOLDER)
     # Bytes of every machine; a change of the drawing wants a new FOLDER, so that old files are not taken for new.
-    assert tree_hash(tmp_path / "a" / FOLDER) == "7175fc2710d54cbe0ac5566858f5345b1bcda9155620d6893f3cf37f205a5706"
+    assert tree_hash(tmp_path / "a" / FOLDER) == "72fc9e9fbbc0c20d18f6b731be16685769086245b3dbfcd5aa433d87d960d6b5"
 
 
 def test_a_scene_does_not_depend_on_how_many_there_are(tmp_path: Path, small_root: str) -> None:
@@ -172,7 +172,7 @@ def test_killed_half_way_leaves_nothing_that_is_used(tmp_path: Path) -> None:
     process = context.Process(target=generate, args=(str(tmp_path), 100_000))
     process.start()
     deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob(".*/images/train/*.png"))) < 5:
+    while len(list(tmp_path.glob("*/.*/images/train/*.png"))) < 5:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
@@ -180,7 +180,7 @@ def test_killed_half_way_leaves_nothing_that_is_used(tmp_path: Path) -> None:
     assert not (tmp_path / FOLDER).exists()
     generate(str(tmp_path), 2)
     assert sorted(p.name for p in tmp_path.glob(f"{FOLDER}/images/train/*")) == ["000000.png", "000001.png"]
-    assert not list(tmp_path.glob(f".{FOLDER}.*"))
+    assert {p.name for p in (tmp_path / FOLDER).parent.iterdir()} == {"v1", "v1.lock"}
 
 
 def test_processes_at_the_same_time_agree(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_processes_at_the_same_time_agree(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert len(list(tmp_path.glob(f"{FOLDER}/images/train/*.png"))) == 20
-    assert {p.name for p in tmp_path.iterdir()} == {FOLDER, f"{FOLDER}.lock"}
+    assert {p.name for p in (tmp_path / FOLDER).parent.iterdir()} == {"v1", "v1.lock"}
 
 
 def test_an_unwritable_root_is_told(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def build_train_loader(
         check_masks(dataset)
     if seed is None:
         seed = comm.shared_random_seed()
-    groups = [int(aspect_ratio_grouping and image["width"] > image["height"]) for image in dataset]
+    groups = [int(aspect_ratio_grouping and image.get("width", 0) > image.get("height", 0)) for image in dataset]
     sampler = TrainBatchSampler(groups, total_batch_size, seed, comm.get_rank(), comm.get_world_size())
     return Loader(_Samples(dataset, mapper, seed), num_workers, batch_sampler=sampler)
 

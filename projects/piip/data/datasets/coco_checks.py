@@ -75,7 +75,7 @@ def _by_id(records: list, kind: str, keys: tuple[str, ...], where: str) -> dict[
     """The records by their ids, which are there, and unique, as are the other keys that they need."""
     found: dict[int, dict] = {}
     for position, record in enumerate(records):
-        missing = [key for key in ("id", *keys) if key not in record]
+        missing = [key for key in ("id", *keys) if not isinstance(record, dict) or key not in record]
         if missing:
             raise DataError(f"The {kind} at position {position} in {where} has no {quote(missing)}.")
         if record["id"] in found:

@@ -1,4 +1,4 @@
-"""Draws the scenes of ``digits_scenes``: real handwritten digits, coloured, overlapping, on textured backgrounds.
+"""Draws the scenes of ``digits_scenes``: real handwritten digits, bright, overlapping, on dark textured backgrounds.
 
 Everything here is a pure function of a random generator. All arithmetic is on integers, or on floats that hold
 integers exactly, so that every machine draws the same bytes. Files and catalogs are in ``digits_scenes``.
@@ -16,10 +16,10 @@ import numpy as np
 __all__ = ["Scene", "encode_png", "render_scene", "upscale"]
 
 MAX_DIGITS = 6
-DIGIT_HEIGHT = (20, 57)  # pixels of the ink, half open
-MIN_VISIBLE = 60  # percent of a digit's ink that the later ones leave visible
-MAX_BOX_IOU = 0.4  # between any two digits, so that a detector with NMS at 0.5 can find both
-MIN_CONTRAST = 70  # luminance between a digit and both colours of the background
+DIGIT_HEIGHT = (28, 61)  # pixels of the ink, half open
+MIN_VISIBLE = 75  # percent of a digit's ink that the later ones leave visible
+MAX_BOX_IOU = 0.3  # between any two digits, so that a detector with NMS at 0.5 can find both
+MIN_CONTRAST = 80  # luminance by which a digit is brighter than both colours of the background
 _FRACTIONS = 32  # sub-pixel positions of the interpolation
 
 
@@ -140,7 +140,7 @@ def _pattern(rng: np.random.Generator, size: int) -> np.ndarray:
 
 def _background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """A textured ground ``(size, size, 3)`` int32 and the two colours ``(2, 3)`` it is made of."""
-    base = rng.integers(40, 216, 3, dtype=np.int32)
+    base = rng.integers(10, 121, 3, dtype=np.int32)
     other = np.clip(base + rng.integers(-45, 46, 3, dtype=np.int32), 0, 255)
     shades = _blend(base, other, np.arange(256, dtype=np.int32)[:, None])
     image = shades[_pattern(rng, size)]
@@ -151,7 +151,7 @@ def _background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
 def _colour(rng: np.random.Generator, ground: np.ndarray, used: list[np.ndarray]) -> np.ndarray:
     """A colour ``(3,)`` that stands out from the background and from the digits already there."""
     candidates = rng.integers(0, 256, (64, 3), dtype=np.int32)
-    contrast = np.abs(_luminance(candidates)[:, None] - _luminance(ground)).min(axis=1)
+    contrast = (_luminance(candidates)[:, None] - _luminance(ground)).min(axis=1)
     score = np.minimum(contrast, MIN_CONTRAST) * 1000
     if used:
         distance = np.abs(candidates[:, None] - np.stack(used)).sum(axis=-1).min(axis=1)
@@ -165,7 +165,7 @@ def _glyph(rng: np.random.Generator, digit: np.ndarray, size: int) -> np.ndarray
     width = height * int(rng.integers(80, 121)) // 100
     padded = np.pad(digit, 1)  # a rim lets strokes at the edge of the 8x8 grid end as softly as the others
     smooth = upscale(padded * 255 // 16, max(height * 10 // 8, 10), max(width * 10 // 8, 10))
-    alpha = np.clip((smooth - 72) * 5 // 2, 0, 255)
+    alpha = np.clip((smooth - 88) * 5 // 2, 0, 255)
     ink = alpha >= 128
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     return alpha[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -202,7 +202,7 @@ def render_scene(rng: np.random.Generator, digits: np.ndarray, targets: np.ndarr
         size: side of the scene in pixels, at least 64; sizes of digits scale with it.
 
     Returns:
-        A scene with 1 to 6 digits, each of which keeps at least 60 % of its ink visible.
+        A scene with 1 to 6 digits, each of which keeps at least 75 % of its ink visible.
     """
     image, ground = _background(rng, size)
     owner = np.zeros((size, size), dtype=np.uint8)  # 0, or 1 + the instance that is on top

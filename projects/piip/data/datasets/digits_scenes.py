@@ -28,7 +28,8 @@ __all__ = ["CLASSES", "generate_digits_scenes", "register_digits_scenes"]
 logger = logging.getLogger(__name__)
 
 CLASSES = [f"digit {digit}" for digit in range(10)]
-FOLDER = "digits_scenes_v1"  # another drawing gets another number, so that old files are never taken for new ones
+# Another drawing gets another number, so that old files are never taken for new ones.
+FOLDER = os.path.join("digits_scenes", "v1")
 SCENES = {"train": 2000, "val": 100}
 IMAGE_SIZE = 128
 SEED = 20240406
