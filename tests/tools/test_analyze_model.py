@@ -53,6 +53,7 @@ def test_one_config(project: Path, tmp_path: Path) -> None:
         (["--config-file", DIGITS, "--parts", "neck"], "no part's name starts with 'neck'"),
         (["--config-file", DIGITS, "--input-size", "-1", "64"], "input size -1 x 64 must be positive"),
         (["--config-file", "common/optim.py"], "config 'common/optim.py' has no model"),
+        (["--config-file", "common/models/mask_rcnn_piip.py"], "model.backbone.bottom_up.branches has no value"),
         (["--zoo", "--parts", "neck"], "--zoo counts the published models as they are"),
         ([], "one of the arguments --config-file --zoo is required"),
     ],

@@ -21,6 +21,7 @@ from detectron2.config import instantiate
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
+from omegaconf.errors import MissingMandatoryValue
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -86,9 +87,16 @@ class Complexity:
 
 
 def build_on_meta(model: Any) -> nn.Module:
-    """Instantiates the ``model`` section of a config, or a node of it, without memory for its weights."""
-    with torch.device("meta"), _WithoutValues():
-        return instantiate(model)
+    """Instantiates the ``model`` section of a config, or a node of it, without memory for its weights.
+
+    Raises:
+        ConfigError: when the config leaves a value open.
+    """
+    try:
+        with torch.device("meta"), _WithoutValues():
+            return instantiate(model)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no value; set it in the config or as {error.full_key}=...") from error
 
 
 class _WithoutValues(TorchDispatchMode):
