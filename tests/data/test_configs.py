@@ -71,6 +71,7 @@ def test_own_data_from_the_command_line(project: Path, tmp_path: Path, own_data)
     fields = [f"json.{split}={own_data.json}" for split in ("train", "val")]
     fields += [f"images.{split}={own_data.images}" for split in ("train", "val")] + ["classes=[cat,dog,hen]"]
     overrides = [f"dataloader.custom.{field}" for field in fields] + ["dataloader.train.total_batch_size=2"]
+    overrides += [f"dataloader.{part}.num_workers=1" for part in ("train", "test")]
     config = load(project, "custom_coco", tmp_path / "out", tuple(overrides))
     (batch,) = islice(instantiate(config.dataloader.train), 1)
     assert len(batch) == 2
