@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from piip.analysis import build_on_meta, published_cost
+from piip.engine.config import load_config
 from piip.errors import run_cli
 
 DIGITS = "quickstart/mask_rcnn_piip_digits"
 
 
-def run(project: Path, *args: str) -> subprocess.CompletedProcess:
+def run(project: Path, *args: object) -> subprocess.CompletedProcess:
     command = [sys.executable, str(project / "tools" / "analyze_model.py"), *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True)
 
@@ -29,20 +31,26 @@ def main_of(path: Path):
 
 
 def test_one_config(project: Path, tmp_path: Path) -> None:
-    ran = run(
-        project, "--config-file", DIGITS, "model.roi_heads.num_classes=3", "--input-size", "100", "200",
-        "--parts", "backbone.bottom_up", "--parts", "roi_heads", "--json", tmp_path / "cost.json",
-    )  # fmt: skip
+    overrides = [
+        "model.roi_heads.num_classes=3",
+        "model.proposal_generator.post_nms_topk=[200,100]",
+        "model.roi_heads.box_head.fc_dims=[128]",
+        "model.roi_heads.box_predictor.input_shape.channels=128",
+    ]
+    parts = ["--parts", "backbone.bottom_up", "--parts", "roi_heads"]
+    output = tmp_path / "cost.json"
+    ran = run(project, "--config-file", DIGITS, *overrides, "--input-size", 100, 200, *parts, "--json", output)
     assert ran.returncode == 0, ran.stderr
     assert "input 128 x 224" in ran.stdout
     assert "box head: 100 proposals" in ran.stdout
     assert "By the papers' counting" in ran.stdout
     assert "Published" not in ran.stdout
-    data = json.loads((tmp_path / "cost.json").read_text())
+    data = json.loads(output.read_text())
     assert data["input_size"] == [128, 224]
-    assert data["parts"]["roi_heads.box_predictor"]["params"] == 257 * 4 + 257 * 12
+    assert data["parts"]["roi_heads.box_predictor"]["params"] == 129 * 4 + 129 * 12
     assert "proposal_generator" not in data["parts"]
-    assert data["by_papers"]["total"]["params"] == 1_205_067
+    backbone = published_cost(build_on_meta(load_config(DIGITS).model))
+    assert data["by_papers"]["total"]["params"] == sum(cost.params for cost in backbone.values())
 
 
 @pytest.mark.parametrize(
