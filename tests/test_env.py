@@ -63,6 +63,20 @@ def test_require_detectron2_names_the_first_thing_to_install(bare_python):
     assert ran.stderr.splitlines()[-1].startswith("piip.errors.DependencyError: torch is not installed: install torch")
 
 
+@pytest.mark.parametrize("tool", ["lazyconfig_train_net", "demo", "analyze_model", "make_model_zoo"])
+def test_tools_say_in_one_line_what_is_missing(bare_python, tool):
+    ran = run(str(Path(__file__).parents[1] / "tools" / f"{tool}.py"), "--help", python=bare_python)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("error: torch is not installed: install torch")
+    assert ran.stderr.count("\n") == 1
+
+
+def test_the_package_says_so_where_it_is_first_needed(bare_python):
+    ran = run("-c", "import piip; print(piip.__version__); piip.PIIP", python=bare_python)
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", ran.stdout)
+    assert ran.stderr.splitlines()[-1].startswith("piip.errors.DependencyError: torch is not installed")
+
+
 def test_missing_detectron2(monkeypatch):
     monkeypatch.setitem(sys.modules, "detectron2", None)  # Python's own way to make an import fail
     remedy = r"^Detectron2 is not installed: run `python tools/install_detectron2\.py`\.$"

@@ -9,6 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from piip.env import exit_without_detectron2
+
+exit_without_detectron2()
+
 from piip.analysis import analyze, build_on_meta, published_cost, report
 from piip.engine.config import load_config
 from piip.engine.run_dir import write_json

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from piip.env import exit_without_detectron2
+
+exit_without_detectron2()
+
 from detectron2.engine import default_argument_parser
 
 from piip.engine.train import main

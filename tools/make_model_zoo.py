@@ -7,6 +7,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from piip.env import exit_without_detectron2
+
+exit_without_detectron2()
+
 from piip.checkpoint.files import write_atomically
 from piip.errors import run_cli
 from piip.model_zoo.table import insert_table, markdown, measure_zoo

@@ -20,7 +20,7 @@ from typing import Any
 from piip import __version__
 from piip.errors import DependencyError
 
-__all__ = ["Problem", "collect", "problems", "require_detectron2"]
+__all__ = ["Problem", "collect", "exit_without_detectron2", "problems", "require_detectron2"]
 
 INSTALL_DETECTRON2 = "python tools/install_detectron2.py"
 
@@ -191,6 +191,15 @@ def require_detectron2() -> None:
         problem = _detectron2_problem()
     if problem is not None:
         raise DependencyError(f"{problem}.")
+
+
+def exit_without_detectron2() -> None:
+    """For command-line tools, before they import what needs Detectron2: one line and status 2, no traceback."""
+    try:
+        require_detectron2()
+    except DependencyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def problems() -> list[Problem]:

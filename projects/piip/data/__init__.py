@@ -1,5 +1,9 @@
 """Data: datasets by name, the mapper that makes samples of them, and the loaders that training and tests draw from."""
 
+from ..env import require_detectron2
+
+require_detectron2()
+
 from piip.data.datasets import (
     check_categories,
     check_masks,

@@ -1,5 +1,9 @@
 """Models: image -> pyramid -> branches -> interaction -> merging -> necks."""
 
+from ..env import require_detectron2
+
+require_detectron2()
+
 from .branches import Branch, ViTBranch
 from .interaction import InteractionUnit
 from .merging import BranchMerge
