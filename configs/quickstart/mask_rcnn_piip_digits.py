@@ -19,10 +19,10 @@ train.update(
     output_dir="./output/quickstart/mask_rcnn_piip_digits",
     max_iter=600,
     seed=1,
-    eval_period=200,
+    eval_period=300,
     clip_grad=dict(enabled=True, max_norm=1.0, norm_type=2.0),
 )
-train.checkpointer.period = 200
+train.checkpointer.period = 300
 
 # Patches of 8 pixels: the pyramid of maps then starts at stride 4 (c3), without the costly stride-2 level.
 branch = L(ViTBranch)(depth=2, patch_size=8, pretrain_img_size=128, window_size=0)
