@@ -127,6 +127,19 @@ def test_four_branch_checkpoints_with_either_width():
     assert target(torch.randn(1, 3, 64, 64))["c4"].shape == (1, 96, 4, 4)
 
 
+def test_the_released_four_branch_class_takes_either_width():
+    args = reference.case("piip/tiny_3branch")["args"]
+    args["branch4"] = {**args["branch3"], "real_size": 256, "embed_dim": 16, "num_heads": 1}
+    intended = build_from_official("PIIPFourBranch", args)
+    assert intended.branches[0].out_channels[-1] == 16
+    as_released = copy.deepcopy(intended)
+    as_released.replace_branch(0, copy.deepcopy(as_released.branches[1]))
+    for source in (intended, as_released):
+        target = build_from_official("PIIPFourBranch", args)
+        assert load_official(target, released(source)).complete
+        assert equal(source, target)
+
+
 def test_own_checkpoints_of_the_wider_fourth_branch_are_found_again(tmp_path):
     source = tiny((32, 32, 64, 96))
     torch.save({"model": source.state_dict()}, tmp_path / "own.pth")

@@ -26,6 +26,9 @@ _WITHOUT_EFFECT = {
 def build_from_official(class_name: str, args: Mapping[str, Any]) -> nn.Module:
     """Ports a released-style config: our module for a released class and its constructor arguments.
 
+    The released four-branch class builds its branch 4 from the settings of branch 3. Here it is built from its own, and
+    :func:`load_official` exchanges it where a checkpoint holds the other one.
+
     Branches of the DeiT kind are known, i.e. those whose ``pretrained`` path contains "deit", which is how the
     released code tells the kinds apart.
 
@@ -51,9 +54,6 @@ def build_from_official(class_name: str, args: Mapping[str, Any]) -> nn.Module:
     settings = [dict(args.pop(f"branch{k}")) for k in range(count, 0, -1)]  # finest first
     resolutions = [s.pop("real_size") for s in settings]
     groups = [s.pop("interaction_indexes") for s in settings]
-    if class_name == "PIIPFourBranch":
-        # The released class builds branch 4 from the settings of branch 3, but keeps its resolution and grouping.
-        settings[0] = dict(settings[1])
     norm = args.pop("norm_layer", "LayerNorm")
     interaction = {
         "attention": {"deform": "deform", "normal": "dense"}[args.pop("interact_attn_type", "normal")],
