@@ -215,6 +215,13 @@ def test_pyramid_rounds_sizes_down_and_keeps_the_nominal_factor():
         ),
         ({"interaction_indexes": [[[0, 1], [2, 1]]] * 3}, "empty ranges"),
         ({"out_features": ["c1"]}, "c1"),
+        ({"interaction_indexes": [[0, 1], [0, 1], [0, 1]]}, "one list of"),
+        ({"interaction_indexes": [[[0], [1]]] * 3}, "one list of"),
+        ({"interaction": {"num_head": 4}}, r"interaction.num_head is unknown.*Did you mean 'num_heads'"),
+        ({"interaction": {"num_heads": 0}}, "num_heads=0"),
+        ({"interaction": {"num_heads": 4, "num_points": 0}}, "num_points=0"),
+        ({"interaction": {"num_heads": 4, "drop_path_rate": 2}}, "drop_path_rate=2"),
+        ({"interaction": {"num_heads": 4, "ffn_ratio": 0.001}}, "ffn_ratio=0.001"),
     ],
 )
 def test_bad_settings_are_named(kwargs, message):
@@ -222,6 +229,11 @@ def test_bad_settings_are_named(kwargs, message):
     kwargs = {"resolutions": [224, 160, 96], "interaction_indexes": 2, "interaction": {"num_heads": 4}, **kwargs}
     with pytest.raises(ConfigError, match=message):
         PIIP(branches, **kwargs)
+
+
+def test_patches_that_no_pyramid_fits_are_named():
+    with pytest.raises(ConfigError, match="stride 14"):
+        PIIP([ViTBranch(32, 1, 2, patch_size=14, pretrain_img_size=224)], [224], 1)
 
 
 def test_a_width_that_cannot_be_normalised_is_named():

@@ -40,6 +40,8 @@ def test_layer_ids_count_from_the_embedding():
         ({"window_size": -1}, ">= 0"),
         ({"num_heads": 5}, "num_heads=5 does not divide embed_dim=32"),
         ({"pretrain_img_size": 230}, "pretrain_img_size=230.*224"),
+        ({"num_heads": 0}, "num_heads=0"),
+        ({"drop_path_rate": 1.5}, "drop_path_rate=1.5"),
         ({"activation": "relu"}, "activation='relu'.*gelu_tanh"),
     ],
 )

@@ -60,6 +60,8 @@ def deform_attn(
 def reference_points(grid_size: tuple[int, int], device: torch.device) -> Tensor:
     """Centres of the cells of a grid, ``(x, y)`` in units of its width and height, row by row.
 
+    Cached: every interaction of every forward pass asks for the same few.
+
     Shape:
         (h * w, 2), float32.
     """
@@ -71,12 +73,24 @@ def reference_points(grid_size: tuple[int, int], device: torch.device) -> Tensor
         return torch.stack([x.expand(h, w), y[:, None].expand(h, w)], dim=-1).view(h * w, 2)
 
 
+@functools.lru_cache(maxsize=64)
+def cell_size(grid_size: tuple[int, int], device: torch.device) -> Tensor:
+    """Width and height of a cell in units of its grid, (2,) float32; cached, since making it waits for the GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor([1 / grid_size[1], 1 / grid_size[0]], dtype=torch.float32, device=device)
+
+
+def _linear_float32(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer in float32, also of a half-precision model."""
+    return F.linear(x, layer.weight.float(), layer.bias.float())
+
+
 class DeformAttn(nn.Module):
     """Single-level multi-head deformable attention from one token grid to another.
 
     Each query looks at ``num_points`` places per head around its own relative position in the other grid; offsets
     are in units of that grid's cells. Sampling places, weights and sampling are computed in float32 whatever the
-    autocast dtype: a bfloat16 coordinate resolves only 0.4 px on a 98-cell grid.
+    autocast dtype, as in the released code: a bfloat16 coordinate resolves only 0.4 px on a 98-cell grid.
 
     Args:
         dim: width of the queries.
@@ -97,11 +111,13 @@ class DeformAttn(nn.Module):
     ) -> None:
         super().__init__()
         value_dim = int(value_ratio * dim)
-        if dim % num_heads or value_dim % num_heads or value_dim < num_heads:
+        if num_heads < 1 or dim % num_heads or value_dim % num_heads or value_dim < num_heads:
             raise ConfigError(
                 f"deformable attention: num_heads={num_heads} must divide the width {dim} and the value width "
                 f"{value_dim} (= value_ratio {value_ratio} of it); choose another num_heads or value_ratio."
             )
+        if num_points < 1:
+            raise ConfigError(f"deformable attention: num_points={num_points} must be at least 1.")
         self.num_heads, self.num_points = num_heads, num_points
         self.sampling_offsets = nn.Linear(dim, num_heads * num_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * num_points)
@@ -128,14 +144,12 @@ class DeformAttn(nn.Module):
         b, n, _ = query.shape
         m, p = self.num_heads, self.num_points
         value = self.value_proj(feat)
-        offsets = self.sampling_offsets(query).view(b, n, m, 1, p, 2)
-        weights = self.attention_weights(query).view(b, n, m, 1, p)
         # Meta tensors, on which models are counted, know no autocast.
         with nullcontext() if query.is_meta else torch.autocast(query.device.type, enabled=False):
-            scale = offsets.new_tensor([feat_grid[1], feat_grid[0]], dtype=torch.float32)
+            q = query.float()
+            offsets = _linear_float32(self.sampling_offsets, q).view(b, n, m, 1, p, 2)
+            weights = _linear_float32(self.attention_weights, q).view(b, n, m, 1, p)
             centres = reference_points(query_grid, query.device).view(1, n, 1, 1, 1, 2)
-            locations = centres + offsets.float() / scale
-            out = deform_attn(
-                value.float().unflatten(-1, (m, -1)), [feat_grid], locations, weights.float().softmax(dim=-1)
-            )
+            locations = centres + offsets * cell_size(feat_grid, query.device)
+            out = deform_attn(value.float().unflatten(-1, (m, -1)), [feat_grid], locations, weights.softmax(dim=-1))
         return self.output_proj(out.to(value.dtype))

@@ -7,7 +7,7 @@ require_detectron2()
 from .branches import Branch, ViTBranch
 from .interaction import InteractionUnit
 from .merging import BranchMerge
-from .necks import FPN, SimpleFeaturePyramid
+from .necks import FPN, SimplePyramidNeck
 from .piip import PIIP
 from .pyramid import image_pyramid
 from .single_branch import SingleBranch
@@ -18,7 +18,7 @@ __all__ = [
     "Branch",
     "BranchMerge",
     "InteractionUnit",
-    "SimpleFeaturePyramid",
+    "SimplePyramidNeck",
     "SingleBranch",
     "ViTBranch",
     "image_pyramid",

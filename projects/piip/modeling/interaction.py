@@ -6,8 +6,6 @@ both directions.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
@@ -16,6 +14,8 @@ from torch.nn.init import zeros_
 
 from ..errors import ConfigError
 from ..layers.deform_attn import DeformAttn
+from .branches.base import check_rate
+from .merging import he_normal_
 
 __all__ = ["ConvFFN", "CrossAttention", "Injector", "InteractionUnit"]
 
@@ -29,7 +29,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, dim: int, feat_dim: int, num_heads: int) -> None:
         super().__init__()
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise ConfigError(
                 f"cross-attention: num_heads={num_heads} does not divide the width {dim}; choose a divisor."
             )
@@ -105,6 +105,9 @@ class Injector(nn.Module):
         super().__init__()
         if attention not in ("deform", "dense"):
             raise ConfigError(f"attention={attention!r} is unknown; use 'deform' or 'dense'.")
+        check_rate("drop_path_rate", drop_path_rate)
+        if ffn_ratio and int(dim * ffn_ratio) < 1:
+            raise ConfigError(f"ffn_ratio={ffn_ratio} leaves no channel of {dim}; use a larger one, or 0 for no FFN.")
 
         def norm(width: int) -> nn.Module:
             return nn.LayerNorm(width, eps=1e-6) if with_norm else nn.Identity()
@@ -132,10 +135,7 @@ class Injector(nn.Module):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     zeros_(module.bias)
-            elif isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-                zeros_(module.bias)
+        he_normal_(self)
         if isinstance(self.attn, DeformAttn):
             self.attn.reset_parameters()
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .merging import group_norm, he_normal_
 
-__all__ = ["FPN", "SimpleFeaturePyramid"]
+__all__ = ["FPN", "SimplePyramidNeck"]
 
 
-class SimpleFeaturePyramid(nn.Module):
-    """Maps at a quarter, half, the same and twice the stride of one map, all of its width.
+class SimplePyramidNeck(nn.Module):
+    """A pyramid from one map: at a quarter, half, the same and twice its stride, all of its width.
 
     Source: ViTDet (arXiv:2203.16527), Sec. 3, with the deconvolution stack of the released PIIP models (GroupNorm).
 
@@ -57,11 +57,20 @@ class SimpleFeaturePyramid(nn.Module):
         unknown = [name for name in out_features if name not in makers]
         if unknown or not out_features:
             raise ConfigError(f"out_features={list(out_features)} must be some of {list(makers)}.")
+        if stride % 4:
+            raise ConfigError(
+                f"the merged map has stride {stride} (the patch size of the first branch), from which no pyramid can "
+                "be made; use patches of a power of two from 4 pixels on."
+            )
         strides = {"c2": stride // 4, "c3": stride // 2, "c4": stride, "c5": stride * 2}
         names = [name for name in makers if name in out_features]
-        self.output_shape = {name: ShapeSpec(channels=channels, stride=strides[name]) for name in names}
+        self._output_shape = {name: ShapeSpec(channels=channels, stride=strides[name]) for name in names}
         self.levels = nn.ModuleDict({name: makers[name]() for name in names})
         he_normal_(self)
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of every output map."""
+        return self._output_shape
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {name: level(x) for name, level in self.levels.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 
 from detectron2.layers import ShapeSpec
@@ -9,11 +10,11 @@ from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from .branches import Branch, BranchState
-from .interaction import InteractionUnit
+from .interaction import Injector, InteractionUnit
 from .merging import BranchMerge
-from .necks import SimpleFeaturePyramid
+from .necks import SimplePyramidNeck
 from .pyramid import check_input, image_pyramid
 
 __all__ = ["PIIP", "block_groups"]
@@ -67,14 +68,13 @@ class PIIP(Backbone):
         self.resolutions = resolutions
         self.branches = nn.ModuleList(branches)
         self.groups = _check_groups(branches, interaction_indexes)
-        self.interaction_kwargs = dict(interaction or {})
+        self.interaction_kwargs = _check_interaction(interaction or {})
         self.interactions = nn.ModuleList(
             nn.ModuleList(self._make_unit(step, pair) for pair in range(len(branches) - 1))
             for step in range(len(self.groups[0]))
         )
-        strides = [b.strides[-1] * resolutions[0] / r for b, r in zip(branches, resolutions, strict=True)]
         self.merge = BranchMerge([b.out_channels[-1] for b in branches], branches[-1].out_channels[-1])
-        self.neck = SimpleFeaturePyramid(self.merge.out_channels, int(strides[0]), out_features)
+        self.neck = SimplePyramidNeck(self.merge.out_channels, branches[0].strides[-1], out_features)
         self._size_divisibility = size_divisibility
         self.use_act_checkpoint = False
         if use_act_checkpoint:
@@ -134,7 +134,7 @@ class PIIP(Backbone):
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of every output map."""
-        return self.neck.output_shape
+        return self.neck.output_shape()
 
     @property
     def size_divisibility(self) -> int:
@@ -169,7 +169,12 @@ def _check_groups(branches: Sequence[Branch], indexes: int | BlockGroups) -> lis
                 f"interaction_indexes={indexes} must be between 1 and {fewest}, the blocks of the shallowest branch."
             )
         return [block_groups(b.num_blocks, indexes) for b in branches]
-    groups = [[[int(i) for i in group] for group in branch] for branch in indexes]
+    try:
+        groups = [[[int(first), int(last)] for first, last in branch] for branch in indexes]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"interaction_indexes={indexes} must be a number, or one list of [first, last] block ranges per branch."
+        ) from error
     counts = [len(branch) for branch in groups]
     if len(groups) != len(branches) or len(set(counts)) != 1:
         raise ConfigError(
@@ -184,6 +189,14 @@ def _check_groups(branches: Sequence[Branch], indexes: int | BlockGroups) -> lis
                 f"each, in order and without empty ranges; interaction_indexes={counts[0]} would split them evenly."
             )
     return groups
+
+
+def _check_interaction(settings: Mapping[str, object]) -> dict[str, object]:
+    known = [name for name, p in inspect.signature(Injector).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"interaction.{name} is unknown; known: {', '.join(known)}.{did_you_mean(name, known)}")
+    return dict(settings)
 
 
 def _check_resolutions(branches: Sequence[Branch], resolutions: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from detectron2.modeling.backbone import Backbone
 from torch import Tensor
 
 from .branches import Branch
-from .necks import SimpleFeaturePyramid
+from .necks import SimplePyramidNeck
 from .pyramid import check_input
 
 __all__ = ["SingleBranch"]
@@ -35,7 +35,7 @@ class SingleBranch(Backbone):
     ) -> None:
         super().__init__()
         self.branch = branch
-        self.neck = SimpleFeaturePyramid(branch.out_channels[-1], branch.strides[-1], out_features, norm="LN")
+        self.neck = SimplePyramidNeck(branch.out_channels[-1], branch.strides[-1], out_features, norm="LN")
         self._size_divisibility = size_divisibility
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -45,7 +45,7 @@ class SingleBranch(Backbone):
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of every output map."""
-        return self.neck.output_shape
+        return self.neck.output_shape()
 
     @property
     def size_divisibility(self) -> int:

@@ -8,7 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Branch", "BranchState"]
+from ...errors import ConfigError
+
+__all__ = ["Branch", "BranchState", "check_rate"]
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Refuses a stochastic-depth rate outside [0, 1)."""
+    if not 0 <= rate < 1:
+        raise ConfigError(f"{name}={rate} must be at least 0 and below 1.")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...errors import ConfigError
 from ...layers.windows import window_partition, window_unpartition
-from .base import Branch, BranchState
+from .base import Branch, BranchState, check_rate
 
 __all__ = ["ViTBranch"]
 
@@ -78,7 +78,8 @@ class ViTBranch(Branch):
                 f"window_size={windows} must be one number >= 0 or one per block, and depth is {depth}; "
                 "0 stands for global attention."
             )
-        if embed_dim % num_heads:
+        check_rate("drop_path_rate", drop_path_rate)
+        if num_heads < 1 or embed_dim % num_heads:
             raise ConfigError(f"num_heads={num_heads} does not divide embed_dim={embed_dim}; choose a divisor.")
         if pretrain_img_size % patch_size:
             raise ConfigError(
