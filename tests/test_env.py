@@ -71,8 +71,9 @@ def test_tools_say_in_one_line_what_is_missing(bare_python, tool):
     assert ran.stderr.count("\n") == 1
 
 
-def test_the_package_says_so_where_it_is_first_needed(bare_python):
-    ran = run("-c", "import piip; print(piip.__version__); piip.PIIP", python=bare_python)
+@pytest.mark.parametrize("name", ["PIIP", "LazyPredictor", "model_zoo", "load_official"])
+def test_the_package_says_so_where_it_is_first_needed(bare_python, name):
+    ran = run("-c", f"import piip; print(piip.__version__); piip.{name}", python=bare_python)
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", ran.stdout)
     assert ran.stderr.splitlines()[-1].startswith("piip.errors.DependencyError: torch is not installed")
 

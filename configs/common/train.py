@@ -16,6 +16,8 @@ train = dict(
     seed=None,
     # Falls back to the CPU where there is no GPU.
     device="cuda",
+    # Let cuDNN try its algorithms: faster where all inputs have one size.
+    cudnn_benchmark=False,
     # float16 scales the loss and needs a GPU; bfloat16 does neither.
     amp=dict(enabled=False, dtype="bfloat16"),
     clip_grad=dict(enabled=False, max_norm=1.0, norm_type=2.0),

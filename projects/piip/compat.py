@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import torch.distributed as dist
+from detectron2.engine import TrainerBase
 from detectron2.utils import comm
 
-__all__ = ["create_local_process_group"]
+__all__ = ["after_backward", "create_local_process_group"]
+
+
+def after_backward(trainer: TrainerBase) -> None:
+    """Calls the hooks between the backward pass and the update, which Detectron2 0.6 does not have."""
+    if hasattr(trainer, "after_backward"):
+        trainer.after_backward()
 
 
 def create_local_process_group(size: int) -> None:

@@ -97,7 +97,7 @@ def test_wide_and_high_images_keep_apart(own_data) -> None:
     assert all(len(kinds) == 1 for kinds in grouped)
     loader = build_train_loader(data, Draws(), 2, seed=0, aspect_ratio_grouping=False)
     assert any(len({s[0] in wide for s in batch}) == 2 for batch in draw(loader, 20))
-    assert loader.images_per_epoch == 4
+    assert len(loader.dataset) == 4
 
 
 @pytest.mark.parametrize(("num_workers", "batch_size"), [(0, 1), (2, 1), (0, 5)])

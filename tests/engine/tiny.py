@@ -40,7 +40,7 @@ class TinyNet(nn.Module):
         self.steps += 1
         time.sleep(self.pause)
         scale = float("nan") if self.steps - 1 == self.break_at else 1.0
-        target = torch.tensor([sample["y"] for sample in batch])
+        target = torch.tensor([sample["y"] for sample in batch], device=x.device)
         return {
             "loss_class": scale * nn.functional.cross_entropy(logits.float(), target),
             "loss_weight": 1e-3 * self.head.weight.square().mean(),

@@ -1,5 +1,6 @@
 """What a model costs: parameters, multiply-adds and activations, truly and by the papers' counting."""
 
+from .. import needs_detectron2  # noqa: F401
 from .complexity import Complexity, analyze, build_on_meta, natural_size
 from .cost import Cost
 from .published import published_cost

@@ -131,6 +131,9 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         # Detectron2 would unpickle whatever the file holds.
         data = read_checkpoint(filename)
+        query = getattr(getattr(self, "_parsed_url_during_load", None), "query", "")  # of Detectron2's main branch
+        if "matching_heuristics" in query:
+            return {"model": tensors_of(data), "matching_heuristics": True}
         if filename.endswith(".pkl") and not (isinstance(data, Mapping) and "__author__" in data):
             return {"model": tensors_of(data), "__author__": "Caffe2", "matching_heuristics": True}
         return dict(data) if isinstance(data, Mapping) and "model" in data else {"model": tensors_of(data)}

@@ -22,6 +22,7 @@ __all__ = ["LoadReport", "adapt_to_checkpoint", "load_branch", "load_official", 
 
 logger = logging.getLogger(__name__)
 
+_FOUR = re.compile(r"(?:^|\.)(?:branch4|branches\.3)\.patch_embed\.proj\.weight$")
 _FINEST_OF_FOUR = re.compile(r"(?:^|\.)(?:branch4|branches\.0)\.patch_embed\.proj\.weight$")
 
 
@@ -78,8 +79,8 @@ def load_official(module: nn.Module, state_dict: Mapping, strict: bool = True) -
         strict: whether anything missing, unexpected or of another shape is an error.
 
     Raises:
-        CheckpointError: when the checkpoint belongs to another model, or does not fit in strict mode; no weight of
-            the model is changed then.
+        CheckpointError: when the checkpoint belongs to another model, or does not fit in strict mode; no weight is
+            loaded then.
     """
     tensors = tensors_of(state_dict)
     if any(name.startswith("backbone.") for name in official_names(module).values()):
@@ -250,7 +251,7 @@ def adapt_to_checkpoint(module: nn.Module, tensors: Mapping[str, Tensor]) -> Non
     """
     model = next((m for m in module.modules() if isinstance(m, PIIP)), None)
     name = next((name for name in tensors if _FINEST_OF_FOUR.search(name)), None)
-    if name is None or model is None or len(model.branches) != 4:
+    if name is None or model is None or len(model.branches) != 4 or not any(_FOUR.search(name) for name in tensors):
         return
     width, finest, second = tensors[name].shape[0], model.branches[0], model.branches[1]
     if width == second.out_channels[0] != finest.out_channels[0]:

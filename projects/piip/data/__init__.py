@@ -1,10 +1,7 @@
 """Data: datasets by name, the mapper that makes samples of them, and the loaders that training and tests draw from."""
 
-from ..env import require_detectron2
-
-require_detectron2()
-
-from piip.data.datasets import (
+from .. import needs_detectron2  # noqa: F401
+from .datasets import (
     check_categories,
     check_masks,
     coco_dataset,
@@ -13,9 +10,9 @@ from piip.data.datasets import (
     register_coco,
     register_digits_scenes,
 )
-from piip.data.loader import Loader, build_test_loader, build_train_loader
-from piip.data.mapper import DetectionMapper
-from piip.data.sampler import TrainBatchSampler
+from .loader import Loader, build_test_loader, build_train_loader
+from .mapper import DetectionMapper
+from .sampler import TrainBatchSampler
 
 __all__ = [
     "DetectionMapper",

@@ -22,9 +22,9 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from piip.data.datasets.coco import check_masks
-from piip.data.sampler import TrainBatchSampler
-from piip.errors import ConfigError, DataError, UserError
+from ..errors import ConfigError, DataError, UserError
+from .datasets.coco import check_masks
+from .sampler import TrainBatchSampler
 
 __all__ = ["Loader", "build_test_loader", "build_train_loader"]
 
@@ -59,10 +59,6 @@ class Loader(DataLoader):
                         # some garbage collection and five seconds later.
                         del sample, batch
             yield batch
-
-    @property
-    def images_per_epoch(self) -> int:
-        return len(self.dataset)
 
 
 def build_train_loader(

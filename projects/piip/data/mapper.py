@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 
-from piip.errors import DataError
+from ..errors import DataError
 
 __all__ = ["DetectionMapper"]
 

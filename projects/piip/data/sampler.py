@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from piip.errors import ConfigError, DataError
+from ..errors import ConfigError, DataError
 
 __all__ = ["TrainBatchSampler"]
 

@@ -1,5 +1,3 @@
 """Training, evaluation and prediction: the loop, its hooks, and what surrounds them."""
 
-from ..env import require_detectron2
-
-require_detectron2()
+from .. import needs_detectron2  # noqa: F401

@@ -119,7 +119,7 @@ def load_initial_weights(model: nn.Module, source: str) -> LoadReport | None:
     with local_main_process_first():
         if not source:
             return load_pretrained(model)
-        if not source.endswith(".pkl"):
+        if not source.endswith(".pkl") and "matching_heuristics" not in source:
             return load_weights(model, source)
         try:
             Checkpointer(model).load(source)

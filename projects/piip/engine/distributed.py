@@ -16,12 +16,11 @@ from detectron2.engine import DEFAULT_TIMEOUT
 from detectron2.engine import launch as spawn
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
-from torch.nn.parallel import DistributedDataParallel
 
 from ..compat import create_local_process_group
 from ..errors import ConfigError, UserError
 
-__all__ = ["launch", "local_main_process_first", "unwrap"]
+__all__ = ["launch", "local_main_process_first"]
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +105,3 @@ def local_main_process_first() -> Iterator[None]:
     finally:
         if comm.get_local_rank() == 0:
             comm.synchronize()
-
-
-def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The model inside the wrapper of data-parallel training, or the model itself."""
-    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -13,8 +13,10 @@ __all__ = ["ModelEMA"]
 class ModelEMA:
     """A second copy of a model that follows its weights: ``ema = decay * ema + (1 - decay) * weights``.
 
-    It starts at the model's weights. Buffers that hold floating-point numbers (running statistics) are averaged too,
-    others are copied. To evaluate the average, use :attr:`module`; the model itself is never touched.
+    It starts at the model's weights, and forgets them faster at first: at step t the decay is at most
+    ``(1 + t) / (10 + t)``, as in TensorFlow's average, so that short trainings get an average worth having. Buffers
+    that hold floating-point numbers (running statistics) are averaged too, others are copied. To evaluate the average,
+    use :attr:`module`; the model itself is never touched.
 
     Args:
         model: on its final device, not wrapped for data-parallel training.
@@ -32,10 +34,15 @@ class ModelEMA:
         self._copied = [(a, b) for a, b in pairs if not a.is_floating_point()]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """One step towards the model's present weights."""
+    def update(self, step: int) -> None:
+        """Moves towards the model's present weights.
+
+        Args:
+            step: training steps done before this one.
+        """
+        decay = min(self.decay, (1 + step) / (10 + step))
         if self._averaged:
             own, followed = map(list, zip(*self._averaged, strict=True))
-            torch._foreach_lerp_(own, followed, 1.0 - self.decay)
+            torch._foreach_lerp_(own, followed, 1.0 - decay)
         for a, b in self._copied:
             a.copy_(b)

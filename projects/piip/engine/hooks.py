@@ -25,7 +25,7 @@ class EMAHook(HookBase):
         self.ema = ema
 
     def after_step(self) -> None:
-        self.ema.update()
+        self.ema.update(self.trainer.iter)
 
 
 class CheckpointHook(HookBase):

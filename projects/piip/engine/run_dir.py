@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from ..checkpoint.files import write_atomically
 
-__all__ = ["remembered_seed", "remove_torn_files", "save_config", "set_earlier_run_aside", "write_json"]
+__all__ = ["read_json", "remembered_seed", "remove_torn_files", "save_config", "set_earlier_run_aside", "write_json"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ CONFIG = "config.yaml"
 _SOURCE = "config_source.py"
 # `last_checkpoint` goes first: without it nothing is resumed from, so a kill in between does no harm.
 _LEFT_BY_A_RUN = (
-    "last_checkpoint", "model_*.pth", "metrics.json", "eval.json", "summary.json", f"{CONFIG}*", _SOURCE, "log.txt*",
+    "last_checkpoint", "model_*.pth", "metrics.json", "eval.json", "summary.json", f"{CONFIG}*", _SOURCE,
     "events.out.tfevents.*", "report", "inference",
 )  # fmt: skip
 
@@ -34,6 +34,7 @@ def set_earlier_run_aside(output_dir: str) -> Path | None:
     """Moves the files of an earlier training into ``<output_dir>/previous/<number>``.
 
     A training that does not resume starts from nothing: it neither continues, overwrites nor mixes with another one.
+    The log stays, since it is being written; like Detectron2's it holds one training after the other.
 
     Returns:
         the folder they went to; None when there were none.
@@ -89,6 +90,18 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes JSON, with null for numbers that JSON does not know."""
     text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda f: f.write(text.encode()))
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What :func:`write_json` wrote, with NaN for null; None where there is no such file, or it cannot be read."""
+    try:
+        return json.loads(Path(path).read_text(), object_hook=_with_nan)
+    except (OSError, ValueError):
+        return None
+
+
+def _with_nan(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in content.items()}
 
 
 def _finite(value: Any) -> Any:

@@ -25,7 +25,7 @@ from .distributed import launch
 from .ema import ModelEMA
 from .evaluate import EVAL_FILE, EvalTask, build_tests, evaluate_checkpoint, run_tests
 from .hooks import BestCheckpointHook, CheckpointHook, EMAHook, EvalHook
-from .run_dir import remembered_seed, remove_torn_files, save_config, set_earlier_run_aside, write_json
+from .run_dir import read_json, remembered_seed, remove_torn_files, save_config, set_earlier_run_aside, write_json
 from .seeding import draw_seed, seed_step
 from .summary import write_summary
 from .trainer import Trainer
@@ -63,16 +63,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_config(cfg, args.eval_only)
     device = pick_device(cfg)
     output_dir = cfg.train.output_dir
-    aside = None
-    if comm.is_main_process():
-        os.makedirs(output_dir, exist_ok=True)
-        if not args.resume and not args.eval_only:
-            aside = set_earlier_run_aside(output_dir)
-    comm.synchronize()  # before anybody opens a log file in there
+    os.makedirs(output_dir, exist_ok=True)
     for name in ("fvcore", "detectron2", "piip"):
         setup_logger(output_dir, distributed_rank=comm.get_rank(), name=name)
-    if aside:
-        logger.info("%s held an earlier training; its files are now in %s (--resume continues one).", output_dir, aside)
     if device.type != torch.device(cfg.train.device).type:
         logger.info("train.device=%s, but this machine has no usable GPU: running on the CPU.", cfg.train.device)
     logger.info(
@@ -106,16 +99,14 @@ def do_train(cfg: DictConfig, device: torch.device, source: str, resume: bool = 
     output_dir, main_process = cfg.train.output_dir, comm.is_main_process()
     found = newest_good_checkpoint(output_dir) if resume else None
     if resume and not found:
-        logger.info("%s holds no checkpoint to resume from: starting at the first iteration.", output_dir)
+        earlier = " (earlier trainings are in its folder 'previous')" if os.path.isdir(f"{output_dir}/previous") else ""
+        logger.warning("%s holds no checkpoint to resume from%s: starting at the first iteration.", output_dir, earlier)
     seed = cfg.train.seed = _settle_seed(cfg, found[1] if found else {}, resume)
-    if main_process:
-        remove_torn_files(output_dir)
-        save_config(cfg, source, output_dir)
     if device.type == "cpu":
         # Sums whose order depends on the timing of threads; what has no other way is only warned of.
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = bool(cfg.train.get("cudnn_benchmark", False))
+    torch.backends.cudnn.benchmark = cfg.train.cudnn_benchmark
 
     # Data first: it is what is wrong most often, and checked before anything expensive.
     if (batch := OmegaConf.select(cfg, "dataloader.train.total_batch_size")) and batch % comm.get_world_size():
@@ -163,7 +154,15 @@ def do_train(cfg: DictConfig, device: torch.device, source: str, resume: bool = 
     start_iter = 0
     if found:
         checkpointer.resume(*found)
+        found = None  # as large as model and optimizer together
         start_iter = trainer.iter + 1
+    # All that can be wrong with the config has been met: from here on the folder belongs to this training.
+    if main_process:
+        if not resume and (aside := set_earlier_run_aside(output_dir)):
+            logger.info("%s held an earlier training; its files are now in %s.", output_dir, aside)
+        remove_torn_files(output_dir)
+        save_config(cfg, source, output_dir)
+    comm.synchronize()
     if main_process:
         writers = build_writers(output_dir, cfg.train.max_iter, start_iter)
         trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period)])
@@ -193,11 +192,17 @@ class _Evaluation:
         self._trainer, self._best = trainer, best
 
     def __call__(self) -> dict[str, Any]:
-        self.results = run_tests(self._model, self._tests)
+        # In the loop the storage counts from 0, after it the iterations that were done.
+        done = min(self._trainer.storage.iter + 1, self._trainer.max_iter)
+        path = os.path.join(self._output_dir, EVAL_FILE)
+        # A training that was killed after this evaluation, and resumed from the checkpoint before it, has the results.
+        known = comm.all_gather(read_json(path) if comm.is_main_process() else None)[0]
+        if known and known.get("iterations") == done:
+            self.results = known["results"] if comm.is_main_process() else {}
+        else:
+            self.results = run_tests(self._model, self._tests)
         if self.results and comm.is_main_process():
-            # In the loop the storage counts from 0, after it the iterations that were done.
-            done = min(self._trainer.storage.iter + 1, self._trainer.max_iter)
-            write_json(os.path.join(self._output_dir, EVAL_FILE), {"iterations": done, "results": self.results})
+            write_json(path, {"iterations": done, "results": self.results})
             if self._best:
                 self._best.offer(flatten_results_dict(self.results), done)
         return self.results

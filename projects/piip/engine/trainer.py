@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from ..compat import after_backward
 from ..errors import ConfigError, UserError
 from .seeding import seed_step
 
@@ -131,6 +132,7 @@ class Trainer(TrainerBase):
         with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             losses = self._losses(batch)
         self.grad_scaler.scale(sum(losses.values())).backward()
+        after_backward(self)
         self._record_losses(losses, data_time)
         self._update()
         images = len(batch) * comm.get_world_size()

@@ -8,7 +8,7 @@ import os
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
-from piip.data import get_dataset_dicts
+from ..data import get_dataset_dicts
 
 __all__ = ["build_coco_evaluator"]
 

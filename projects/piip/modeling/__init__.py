@@ -1,9 +1,6 @@
 """Models: image -> pyramid -> branches -> interaction -> merging -> necks."""
 
-from ..env import require_detectron2
-
-require_detectron2()
-
+from .. import needs_detectron2  # noqa: F401
 from .branches import Branch, ViTBranch
 from .interaction import InteractionUnit
 from .merging import BranchMerge

@@ -1,6 +1,6 @@
 """Datasets by name. Importing this registers the bundled one, as importing Detectron2's data registers COCO."""
 
-from piip.data.datasets.coco import (
+from .coco import (
     check_categories,
     check_masks,
     coco_dataset,
@@ -8,7 +8,7 @@ from piip.data.datasets.coco import (
     num_classes,
     register_coco,
 )
-from piip.data.datasets.digits_scenes import generate_digits_scenes, register_digits_scenes
+from .digits_scenes import generate_digits_scenes, register_digits_scenes
 
 __all__ = [
     "check_categories",

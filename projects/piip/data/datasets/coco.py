@@ -15,9 +15,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathManager
 
-from piip.data.datasets.coco_checks import check_content, check_files, quote, read_json
-from piip.data.datasets.registry import register
-from piip.errors import ConfigError, DataError, did_you_mean
+from ...errors import ConfigError, DataError, did_you_mean
+from .coco_checks import check_content, check_files, quote, read_json
+from .registry import register
 
 __all__ = ["check_categories", "check_masks", "coco_dataset", "get_dataset_dicts", "num_classes", "register_coco"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
-from piip.errors import DataError
+from ...errors import DataError
 
 __all__ = ["check_content", "check_files", "quote", "read_json"]
 

@@ -19,9 +19,9 @@ import pycocotools.mask as mask_util
 from detectron2.data.datasets import load_coco_json, load_sem_seg
 from iopath.common.file_io import file_lock
 
-from piip.data.datasets.digits_rendering import Scene, encode_png, render_scene
-from piip.data.datasets.registry import register
-from piip.errors import DataError, DependencyError
+from ...errors import DataError, DependencyError
+from .digits_rendering import Scene, encode_png, render_scene
+from .registry import register
 
 __all__ = ["CLASSES", "generate_digits_scenes", "register_digits_scenes"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from piip.errors import ConfigError
+from ...errors import ConfigError
 
 __all__ = ["register"]
 
