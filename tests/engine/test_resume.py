@@ -109,7 +109,7 @@ def test_resume_without_checkpoint_starts(tmp_path: Path) -> None:
     assert "holds no checkpoint to resume from" in output
 
 
-def test_resume_of_a_finished_training_evaluates_again(tmp_path: Path) -> None:
+def test_resume_of_a_finished_training_changes_nothing(tmp_path: Path) -> None:
     train(tmp_path, "train.max_iter=6")
     before = load(tmp_path / "model_final.pth")
     output = train(tmp_path, "train.max_iter=6", resume=True).output
@@ -147,6 +147,28 @@ def test_without_resume_the_earlier_run_is_set_aside(tmp_path: Path) -> None:
     # A new training that is killed at once does not take up the old one.
     train(tmp_path, "train.max_iter=6", kill_at_event=15)
     assert "holds no checkpoint" in train(tmp_path, "train.max_iter=6", resume=True).output
+
+
+def test_a_mistake_leaves_the_earlier_run_in_place(tmp_path: Path) -> None:
+    train(tmp_path, "train.max_iter=6")
+    before = load(tmp_path / "model_final.pth")
+    fail("--config-file", TINY, f"train.output_dir={tmp_path}", "train.init_checkpoint=nowhere.pth")
+    assert not (tmp_path / "previous").exists()
+    # And its weights may be what the next one starts from.
+    train(tmp_path, "train.max_iter=6", f"train.init_checkpoint={tmp_path}/model_final.pth")
+    assert differences(load(tmp_path / "previous/1/model_final.pth"), before) == []
+    assert differences(load(tmp_path / "model_final.pth"), before) != []
+
+
+def test_an_evaluation_is_not_repeated_when_resumed(tmp_path: Path) -> None:
+    train(tmp_path, "train.max_iter=6")
+    known = json.loads((tmp_path / "eval.json").read_text())
+    output = train(tmp_path, "train.max_iter=6", resume=True).output
+    assert "Start inference" not in output
+    assert json.loads((tmp_path / "eval.json").read_text()) == known
+    (tmp_path / "eval.json").unlink()
+    assert "Start inference" in train(tmp_path, "train.max_iter=6", resume=True).output
+    assert json.loads((tmp_path / "eval.json").read_text()) == known
 
 
 def test_detectron2_loader_repeats_data_with_a_warning(tmp_path: Path) -> None:
