@@ -20,6 +20,8 @@ def project() -> Path:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("slurm") and shutil.which("sbatch") is None:
         pytest.skip("no Slurm here: sbatch is not on the path")
+    if item.get_closest_marker("slow") and "slow" not in item.config.getoption("markexpr"):
+        pytest.skip('takes minutes; make test PYTEST_ARGS="-m slow" runs it')
     if item.get_closest_marker("gpu"):
         import torch
 

@@ -1,4 +1,4 @@
-"""PIIP-TSB on your own COCO-format data: set annotation files, image folders and classes, here or by override.
+"""PIIP-TSB on your own COCO-format data: edit the three fields in ``common/data/custom_coco.py``, or override them.
 
 It starts from the released COCO detector; with an empty ``train.init_checkpoint`` from the branches' ImageNet weights.
 """
@@ -8,14 +8,9 @@ from ..common.mask_rcnn_piip_1x import dataloader as published
 from ..common.mask_rcnn_piip_1x import lr_multiplier, model, optimizer, train
 from ..common.models.branches import deit3_base, deit3_small, deit_tiny
 
-dataloader.custom.update(
-    json={"train": "datasets/custom/annotations/train.json", "val": "datasets/custom/annotations/val.json"},
-    images={"train": "datasets/custom/train", "val": "datasets/custom/val"},
-    classes=["first", "second"],
-)
-
 dataloader.train.mapper.augmentations = published.train.mapper.augmentations
 dataloader.train.total_batch_size = 4
+optimizer.lr = 2.5e-5  # the published 1e-4 is for batches of 16
 model.backbone.bottom_up.branches = [deit_tiny, deit3_small, deit3_base]
 model.backbone.bottom_up.resolutions = [1120, 896, 448]
 model.roi_heads.num_classes = num_classes

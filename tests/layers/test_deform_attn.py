@@ -69,3 +69,14 @@ def test_points_cached_in_inference_mode_serve_training():
 def test_heads_must_divide_the_width():
     with pytest.raises(ConfigError, match="num_heads=16 must divide the width 200"):
         DeformAttn(200, 100)
+
+
+@pytest.mark.gpu
+def test_gpu_operator_agrees_with_cpu_with_gradients():
+    data = reference.arrays("piip/deform_core")
+    inputs = [data[k].cuda().requires_grad_() for k in ("value", "sampling_locations", "attention_weights")]
+    out = deform_attn(inputs[0], data["spatial_shapes"].tolist(), *inputs[1:])
+    torch.testing.assert_close(out.cpu(), data["output"], rtol=1e-4, atol=1e-5)
+    out.backward(data["cotangent"].cuda())
+    for name, tensor in zip(("value", "sampling_locations", "attention_weights"), inputs, strict=True):
+        torch.testing.assert_close(tensor.grad.cpu(), data[f"grad_{name}"], rtol=1e-3, atol=1e-4)

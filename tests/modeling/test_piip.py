@@ -247,3 +247,26 @@ def test_inputs_that_patches_do_not_tile_are_refused():
             model(torch.randn(1, 3, 72, 64))
     with pytest.raises(ConfigError, match="smaller than one patch"):
         tiny(4)(torch.randn(1, 3, 48, 48))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("use_act_checkpoint", [False, True])
+def test_gpu_agrees_with_cpu_and_learns(dtype, use_act_checkpoint):
+    torch.manual_seed(0)
+    cpu = tiny().train()
+    for name, parameter in cpu.named_parameters():
+        if "gamma" in name:
+            torch.nn.init.constant_(parameter, 0.5)
+    gpu = copy.deepcopy(cpu).cuda()
+    gpu.set_grad_checkpointing(use_act_checkpoint)
+    image = torch.randn(2, 3, 96, 128)
+    expected = cpu(image)
+    with torch.autocast("cuda", dtype=dtype, enabled=dtype is not None):
+        maps = gpu(image.cuda())
+        loss = sum(x.float().square().mean() for x in maps.values())
+    loss.backward()
+    for name, want in expected.items():
+        error = (maps[name].float().cpu() - want).norm() / want.norm()
+        assert error < (1e-3 if dtype is None else 5e-2), name
+    assert all(p.grad.isfinite().all() for p in gpu.parameters() if p.grad is not None)

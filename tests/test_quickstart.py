@@ -1,0 +1,40 @@
+"""What the demo promises: it learns, within its iterations, and twice the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def train(project: Path, output_dir: Path, *overrides: str) -> dict[str, dict[str, float]]:
+    """Runs the demo's command; returns the results of its evaluation."""
+    tool, config = project / "tools/lazyconfig_train_net.py", "quickstart/mask_rcnn_piip_digits.py"
+    command = [sys.executable, str(tool), "--config-file", config, f"train.output_dir={output_dir}", *overrides]
+    subprocess.run(command, check=True, cwd=project)
+    return json.loads((output_dir / "eval.json").read_text())["results"]
+
+
+@pytest.mark.slow
+def test_demo_learns(project: Path, tmp_path: Path) -> None:
+    results = train(project, tmp_path)
+    assert results["bbox"]["AP50"] >= 80
+    assert results["bbox"]["AP"] >= 50
+    assert results["segm"]["AP50"] >= 75
+    assert {p.name for p in (tmp_path / "report").iterdir()} >= {"index.md", "losses.png", "ap.png", "predictions.png"}
+
+
+@pytest.mark.slow
+def test_the_same_command_gives_the_same_metrics(project: Path, tmp_path: Path) -> None:
+    first, second = (train(project, tmp_path / name, "train.max_iter=60") for name in ("a", "b"))
+    assert first == second
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_trains_in_half_precision_on_a_gpu(project: Path, tmp_path: Path, dtype: str) -> None:
+    amp = ("train.amp.enabled=True", f"train.amp.dtype={dtype}", "train.ema.enabled=True")
+    assert train(project, tmp_path, "train.max_iter=4", "train.report.enabled=False", *amp)
