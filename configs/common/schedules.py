@@ -11,9 +11,19 @@ from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamSc
 from piip.engine.config import warmup_fraction
 
 # Published PIIP detectors at batch 16: 87 960 iterations with steps at 58 640 and 80 630, linear warm-up over 500 from
-# 0.001.
+# 0.001. The 2x one takes train.epochs=24, the 3x one 36.
 lr_multiplier_1x = L(WarmupParamScheduler)(
     scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1, 0.01], milestones=[8, 11], num_updates=12),
+    warmup_length=warmup_fraction(500),
+    warmup_factor=0.001,
+)
+lr_multiplier_2x = L(WarmupParamScheduler)(
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1, 0.01], milestones=[16, 22], num_updates=24),
+    warmup_length=warmup_fraction(500),
+    warmup_factor=0.001,
+)
+lr_multiplier_3x = L(WarmupParamScheduler)(
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1, 0.01], milestones=[27, 33], num_updates=36),
     warmup_length=warmup_fraction(500),
     warmup_factor=0.001,
 )
