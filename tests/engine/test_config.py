@@ -175,6 +175,7 @@ def test_config_files_are_found_by_path_and_name() -> None:
     ("name", "content", "part"),
     [
         ("a.py", "model = (", "cannot be read"),
+        ("a.yaml", "model: [", "cannot be read"),
         ("a.py", "from .b import model", "b.py"),
         ("a.txt", "model: 3", "python or yaml"),
         ("a.yaml", "- 1", "not sections"),

@@ -10,7 +10,6 @@ from numbers import Number
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import LazyConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -97,12 +96,13 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     path = find_config(name)
     try:
         cfg = LazyConfig.load(path)
-    except (SyntaxError, ImportError, ValueError) as error:
-        if isinstance(error, ConfigError):
+    except ConfigError:
+        raise
+    except Exception as error:
+        # What else a Python file raises is its own affair, and wants its traceback.
+        if path.endswith(".py") and not isinstance(error, (SyntaxError, ImportError, ValueError)):
             raise
         raise ConfigError(f"config file {path!r} cannot be read: {error.__cause__ or error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file {path!r} is not valid YAML: {error}") from error
     if not isinstance(cfg, DictConfig):
         raise ConfigError(f"config file {path!r} holds a {type(cfg).__name__}, not sections like model and train.")
     complete_train_section(cfg)
