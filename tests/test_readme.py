@@ -29,6 +29,8 @@ def test_commands_name_tools_configs_and_keys_that_exist(project: Path, command:
         name = command[command.index("--config-file") + 1]
         overrides = [word for word in command if re.match(r"[a-z_.]+=", word)]
         assert "model" in load_config(name, overrides)
+        if overrides:  # the training tool takes everything after the first one for an override
+            assert not [word for word in command[command.index(overrides[0]) :] if word.startswith("--")]
 
 
 def test_python_examples_work() -> None:
