@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ConfigError, did_you_mean
-from ..modeling.branches import Branch, ViTBranch
+from ..modeling.branches import Branch, InternViTBranch, ViTBranch
 from ..modeling.piip import PIIP
 from ..modeling.single_branch import SingleBranch
 
@@ -19,8 +19,11 @@ _PIIP_CLASSES = {"PIIPTwoBranch": 2, "PIIPThreeBranch": 3, "PIIPFourBranch": 4}
 # Arguments that choose an implementation or say where files are, and change no number here.
 _WITHOUT_EFFECT = {
     "type", "pretrained", "pretrain_patch_size", "with_fpn", "with_cp", "output_dtype", "cal_flops", "norm_layer",
-    "out_indices", "use_flash_attn",
+    "out_indices", "use_flash_attn", "layerscale_force_fp32", "freeze_vit", "init_cfg", "norm_cfg",
 }  # fmt: skip
+
+# Arguments of the released classes that no released config sets to anything else.
+_FIXED = {"drop_rate": 0, "attn_drop_rate": 0, "in_chans": 3, "qk_scale": None}
 
 
 def build_from_official(class_name: str, args: Mapping[str, Any]) -> nn.Module:
@@ -29,11 +32,12 @@ def build_from_official(class_name: str, args: Mapping[str, Any]) -> nn.Module:
     The released four-branch class builds its branch 4 from the settings of branch 3. Here it is built from its own, and
     :func:`load_official` exchanges it where a checkpoint holds the other one.
 
-    Branches of the DeiT kind are known, i.e. those whose ``pretrained`` path contains "deit", which is how the
-    released code tells the kinds apart.
+    The family of a branch follows from its ``pretrained`` path, as in the released code: "deit", then "beit",
+    "perceiver" and "convnext" are looked for in it, and a path with none of them means the InternViT kind.
 
     Args:
-        class_name: ``PIIPTwoBranch``, ``PIIPThreeBranch``, ``PIIPFourBranch`` or ``vit_models``.
+        class_name: ``PIIPTwoBranch``, ``PIIPThreeBranch``, ``PIIPFourBranch``, or a single-branch baseline:
+            ``vit_models`` (DeiT kind), ``InternViT6B``.
         args: constructor arguments as in the released config.
 
     Returns:
@@ -43,10 +47,10 @@ def build_from_official(class_name: str, args: Mapping[str, Any]) -> nn.Module:
         ConfigError: for a class, an argument or a branch kind that is not known.
     """
     args = dict(args)
-    if class_name == "vit_models":
-        return SingleBranch(_deit(args))
+    if class_name in _SINGLE_CLASSES:
+        return SingleBranch(_SINGLE_CLASSES[class_name](args))
     if class_name not in _PIIP_CLASSES:
-        known = [*_PIIP_CLASSES, "vit_models"]
+        known = [*_PIIP_CLASSES, *_SINGLE_CLASSES]
         raise ConfigError(
             f"released class {class_name!r} is unknown; known are {known}.{did_you_mean(class_name, known)}"
         )
@@ -66,47 +70,95 @@ def build_from_official(class_name: str, args: Mapping[str, Any]) -> nn.Module:
         "with_norm": norm != "none",
     }
     outputs = ("c3", "c4", "c5") if args.pop("is_dino", False) else ("c2", "c3", "c4", "c5")
+    per_stage = not args.pop("with_simple_fpn", True)
+    out_steps = args.pop("out_interaction_indexes", [])
     _check_used(class_name, args)
     return PIIP(
         [_branch(s) for s in settings], resolutions, interaction_indexes=groups, interaction=interaction,
-        out_features=outputs,
+        out_interaction_indexes=out_steps if per_stage else None, out_features=outputs,
     )  # fmt: skip
 
 
-def _branch(settings: dict[str, Any]) -> Branch:
+def _branch(settings: Mapping[str, Any]) -> Branch:
+    """The released code tells the kinds apart by the path of the pretrained weights, in this order."""
     pretrained = settings.get("pretrained") or ""
-    if "deit" not in pretrained:
-        raise ConfigError(
-            f"a branch with pretrained={pretrained!r} is not of the DeiT kind, the only one known so far."
-        )
-    return _deit(settings)
+    for part, build in _KINDS.items():
+        if part in pretrained:
+            return build(settings)
+    return _internvit(settings)
 
 
-def _deit(settings: dict[str, Any]) -> ViTBranch:
+def _deit(settings: Mapping[str, Any]) -> ViTBranch:
     settings = dict(settings)
-    depth = settings["depth"]
+    options = _plain(settings)
+    return _finished(
+        ViTBranch(
+            **options,
+            # Without flash attention the released class pads after the projection.
+            pad_after_qkv=not settings.pop("use_flash_attn", False),
+            layer_scale_init=settings.pop("init_scale", 1e-4),
+            drop_path_rate=settings.pop("drop_path_rate", 0.0),
+        ),
+        settings,
+    )
+
+
+def _internvit(settings: Mapping[str, Any]) -> InternViTBranch:
+    settings = dict(settings)
+    options = _plain(settings)
+    norm = settings.pop("norm_layer_type", "RMSNorm")
+    norms = {"LayerNorm": "LN", "RMSNorm": "RMS"}
+    if norm not in norms:
+        raise ConfigError(f"norm_layer_type={norm!r} is unknown; known are {sorted(norms)}.")
+    return _finished(
+        InternViTBranch(
+            **options,
+            norm=norms[norm],
+            qk_norm=settings.pop("qk_normalization", norm == "RMSNorm"),
+            layer_scale_init=settings.pop("init_values", 0.1) or None,
+            drop_path_rate=settings.pop("drop_path_rate", 0.0),
+        ),
+        settings,
+    )
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Takes out what all transformers share."""
+    depth = settings.pop("depth")
+    mlp = {settings.pop(name, None) for name in ("mlp_type", "Mlp_block")}
+    return {
+        "embed_dim": settings.pop("embed_dim"),
+        "depth": depth,
+        "num_heads": settings.pop("num_heads"),
+        "mlp_ratio": settings.pop("mlp_ratio", 4),
+        "patch_size": settings.pop("patch_size", 16),
+        "pretrain_img_size": settings.pop("pretrain_img_size", 224),
+        "qkv_bias": settings.pop("qkv_bias", False),
+        "window_size": _windows(settings, depth),
+        "activation": "gelu_tanh" if "fused_mlp" in mlp else "gelu",
+    }
+
+
+def _windows(settings: dict[str, Any], depth: int) -> list[int]:
     windowed = settings.pop("window_attn", [False] * depth)
     sizes = settings.pop("window_size", [0] * depth)
-    branch = ViTBranch(
-        embed_dim=settings.pop("embed_dim"),
-        depth=settings.pop("depth"),
-        num_heads=settings.pop("num_heads"),
-        mlp_ratio=settings.pop("mlp_ratio", 4),
-        patch_size=settings.pop("patch_size", 16),
-        pretrain_img_size=settings.pop("pretrain_img_size", 224),
-        qkv_bias=settings.pop("qkv_bias", False),
-        window_size=[size if use else 0 for size, use in zip(sizes, windowed, strict=True)],
-        # Without flash attention the released class pads after the projection.
-        pad_after_qkv=not settings.get("use_flash_attn", False),
-        layer_scale_init=settings.pop("init_scale", 1e-4),
-        drop_path_rate=settings.pop("drop_path_rate", 0.0),
-        activation="gelu_tanh" if settings.pop("mlp_type", settings.pop("Mlp_block", None)) == "fused_mlp" else "gelu",
-    )
-    _check_used("branch", settings)
+    windowed, sizes = ([v] * depth if isinstance(v, int) else v for v in (windowed, sizes))
+    return [size if use else 0 for size, use in zip(sizes, windowed, strict=True)]
+
+
+def _finished(branch: Branch, rest: Mapping[str, Any]) -> Any:
+    _check_used(f"a branch with pretrained={rest.get('pretrained')!r}", rest)
     return branch
 
 
+_KINDS = {"deit": _deit}
+_SINGLE_CLASSES = {"vit_models": _deit, "InternViT6B": _internvit}
+
+
 def _check_used(owner: str, rest: Mapping[str, Any]) -> None:
-    unknown = sorted(set(rest) - _WITHOUT_EFFECT)
+    unknown = sorted(set(rest) - _WITHOUT_EFFECT - set(_FIXED))
     if unknown:
         raise ConfigError(f"arguments {unknown} of {owner} are unknown; known configs do not have them.")
+    for name, value in _FIXED.items():
+        if rest.get(name, value) != value:
+            raise ConfigError(f"{name}={rest[name]!r} of {owner} is not supported; released models have {value!r}.")

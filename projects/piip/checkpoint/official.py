@@ -11,14 +11,18 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..modeling.branches import Branch
+from ..modeling.branches import Branch, InternViTBranch, ViTBranch
 from ..modeling.interaction import InteractionUnit
 from ..modeling.piip import PIIP
 from ..modeling.single_branch import SingleBranch
 
 __all__ = ["describe", "official_names"]
 
-_BRANCH = [(r"\.ls([12])\.gamma$", r".gamma_\1")]
+# One entry per branch family; a family without its own has the rules of the class that it derives from.
+_BRANCHES: dict[type[Branch], list] = {
+    ViTBranch: [(r"\.ls([12])\.gamma$", r".gamma_\1")],
+    InternViTBranch: [],
+}
 _INJECTOR = [
     (r"^gamma_attn$", "ca_gamma"),
     (r"^gamma_ffn$", "cffn_gamma"),
@@ -54,13 +58,13 @@ def official_names(module: nn.Module) -> dict[str, str]:
         TypeError: when no released model corresponds to the module.
     """
     if isinstance(module, PIIP):
-        return {name: _piip_name(name, len(module.branches)) for name in module.state_dict()}
+        return {name: _piip_name(name, module) for name in module.state_dict()}
     if isinstance(module, SingleBranch):
-        return {name: _single_branch_name(name) for name in module.state_dict()}
+        return {name: _single_branch_name(name, module) for name in module.state_dict()}
     if isinstance(module, InteractionUnit):
         return {name: _unit_name(name) for name in module.state_dict()}
     if isinstance(module, Branch):
-        return {name: _rename(name, _BRANCH) for name in module.state_dict()}
+        return {name: _branch_name(name, module) for name in module.state_dict()}
     for prefix, child in module.named_modules():
         if isinstance(child, PIIP | SingleBranch):
             names = {f"{prefix}.{ours}": f"backbone.{theirs}" for ours, theirs in official_names(child).items()}
@@ -92,19 +96,27 @@ def _rename(name: str, rules: list) -> str:
     return name
 
 
-def _piip_name(name: str, num_branches: int) -> str:
+def _branch_name(name: str, branch: Branch) -> str:
+    """The first rule of the branch's family that matches; timm's own names where the family has none."""
+    return _rename(name, next((_BRANCHES[kind] for kind in type(branch).__mro__ if kind in _BRANCHES), []))
+
+
+def _piip_name(name: str, model: PIIP) -> str:
+    num_branches = len(model.branches)
     kind, _, rest = name.partition(".")
     if kind == "branches":
         index, rest = rest.split(".", 1)
-        return f"branch{num_branches - int(index)}.{_rename(rest, _BRANCH)}"
+        return f"branch{num_branches - int(index)}.{_branch_name(rest, model.branches[int(index)])}"
     if kind == "interactions":
         step, pair, rest = rest.split(".", 2)
         fine = num_branches - int(pair)
         return f"interactions.{step}.interaction_units_{fine - 1}{fine}.{_unit_name(rest)}"
-    if kind == "merge":
+    if kind in ("merge", "stage_merges"):
+        stage, rest = rest.split(".", 1) if kind == "stage_merges" else (None, rest)
         part, index, *rest = rest.split(".")
         branch = num_branches - int(index)
-        return f"w{branch}" if part == "weights" else ".".join([f"merge_branch{branch}", *rest])
+        new = f"w{branch}" if part == "weights" else ".".join([f"merge_branch{branch}", *rest])
+        return new if stage is None else f"intermediate_merging_{stage}_{new.removeprefix('merge_')}"
     return _rename(rest, [(pattern, new.format("fpn")) for pattern, new in _MULTI_SCALE])
 
 
@@ -115,8 +127,8 @@ def _unit_name(name: str) -> str:
     return f"{arrow}_{rest}" if rest.startswith("proj.") else f"{arrow}_injector.{_rename(rest, _INJECTOR)}"
 
 
-def _single_branch_name(name: str) -> str:
+def _single_branch_name(name: str, model: SingleBranch) -> str:
     kind, rest = name.split(".", 1)
     if kind == "branch":
-        return _rename(rest, _BRANCH)
+        return _branch_name(rest, model.branch)
     return _rename(rest, [(pattern, new.format("up")) for pattern, new in _MULTI_SCALE])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,12 +25,13 @@ def resize_patch_embed(weight: Tensor, patch_size: int) -> Tensor:
 
 
 def resize_pos_embed(pos_embed: Tensor, num_positions: int) -> Tensor:
-    """Bicubic resize of a square position embedding; a leading class token is dropped.
+    """Bicubic resize of a square position embedding, with or without a leading row for the class token.
 
     timm's own resampling antialiases, which would change the result.
 
     Args:
-        num_positions: rows wanted, a square number.
+        num_positions: rows wanted: a square number, or one more for a leading row. That one is taken over as it is,
+            dropped where it is not wanted, and zero where the source has none.
 
     Shape:
         (1, N, C) with N a square number or one more -> (1, num_positions, C)
@@ -38,15 +40,17 @@ def resize_pos_embed(pos_embed: Tensor, num_positions: int) -> Tensor:
         CheckpointError: when N is neither.
     """
     rows = pos_embed.shape[1]
-    if math.isqrt(rows) ** 2 != rows:
-        pos_embed = pos_embed[:, 1:]
-    old, new = math.isqrt(pos_embed.shape[1]), math.isqrt(num_positions)
-    if old**2 != pos_embed.shape[1]:
+    leading, wanted = (n - math.isqrt(n) ** 2 for n in (rows, num_positions))
+    if leading > 1:
         raise CheckpointError(
             f"the position embedding has {rows} rows, which is no square number with or without a class token; "
             "it belongs to a model with another layout."
         )
-    if old == new:
-        return pos_embed
-    grid = pos_embed.float().transpose(1, 2).unflatten(2, (old, old))
-    return F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    first, grid = pos_embed[:, :leading], pos_embed[:, leading:]
+    old, new = math.isqrt(rows), math.isqrt(num_positions)
+    if old != new:
+        grid = grid.float().transpose(1, 2).unflatten(2, (old, old))
+        grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    if not wanted:
+        return grid
+    return torch.cat([first if leading else torch.zeros_like(grid[:, :1]), grid], dim=1)

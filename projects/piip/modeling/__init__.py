@@ -1,7 +1,7 @@
 """Models: image -> pyramid -> branches -> interaction -> merging -> necks."""
 
 from .. import needs_detectron2  # noqa: F401
-from .branches import Branch, ViTBranch
+from .branches import Branch, InternViTBranch, ViTBranch
 from .interaction import InteractionUnit
 from .merging import BranchMerge
 from .necks import FPN, SimplePyramidNeck
@@ -15,6 +15,7 @@ __all__ = [
     "Branch",
     "BranchMerge",
     "InteractionUnit",
+    "InternViTBranch",
     "SimplePyramidNeck",
     "SingleBranch",
     "ViTBranch",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 
-__all__ = ["BranchMerge", "group_norm", "he_normal_"]
+__all__ = ["BranchMerge", "StageMerge", "group_norm", "he_normal_"]
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -56,21 +56,23 @@ class BranchMerge(nn.Module):
     def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
         super().__init__()
         self.out_channels = out_channels
-        self.projections = nn.ModuleList(self.make_projection(channels) for channels in in_channels)
+        self.projections = nn.ModuleList(
+            self.make_projection(channels, last=k == len(in_channels) - 1) for k, channels in enumerate(in_channels)
+        )
         self.weights = nn.ParameterList(nn.Parameter(torch.ones(())) for _ in in_channels)
 
-    def make_projection(self, in_channels: int) -> nn.Sequential:
+    def make_projection(self, in_channels: int, last: bool) -> nn.Sequential:
         """Two 3x3 convolutions to the common width, each with GroupNorm and ReLU."""
-        layers: list[nn.Module] = []
-        for channels in (in_channels, self.out_channels):
-            layers += [
-                nn.Conv2d(channels, self.out_channels, 3, padding=1, bias=False),
-                group_norm(self.out_channels),
-                nn.ReLU(inplace=True),
-            ]
-        projection = nn.Sequential(*layers)
+        projection = nn.Sequential(*self._conv(in_channels), *self._conv(self.out_channels))
         he_normal_(projection)
         return projection
+
+    def _conv(self, in_channels: int) -> list[nn.Module]:
+        return [
+            nn.Conv2d(in_channels, self.out_channels, 3, padding=1, bias=False),
+            group_norm(self.out_channels),
+            nn.ReLU(inplace=True),
+        ]
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         size = maps[0].shape[2:]
@@ -81,3 +83,20 @@ class BranchMerge(nn.Module):
                 x = F.interpolate(x.float(), size=size, mode="bilinear", align_corners=False).to(x.dtype)
             total = weight * x if total is None else total + weight * x
         return total
+
+
+class StageMerge(BranchMerge):
+    """The merging of pyramids with one output map per stage of their branches ("regular FPN").
+
+    The last branch, which already has the common width, is only normalised; the others have one convolution.
+
+    Source: PIIP released models, ConvNeXt and hybrid pyramids.
+    """
+
+    def make_projection(self, in_channels: int, last: bool) -> nn.Sequential:
+        """GroupNorm and ReLU for the last branch, with a 3x3 convolution before them for the others."""
+        if last:
+            return nn.Sequential(group_norm(in_channels), nn.ReLU())
+        projection = nn.Sequential(*self._conv(in_channels))
+        he_normal_(projection)
+        return projection

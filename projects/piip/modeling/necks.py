@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone.fpn import FPN as _FPN
@@ -13,47 +14,51 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .merging import group_norm, he_normal_
 
-__all__ = ["FPN", "SimplePyramidNeck"]
+__all__ = ["FPN", "SimplePyramidNeck", "StageNeck"]
 
 
 class SimplePyramidNeck(nn.Module):
-    """A pyramid from one map: at a quarter, half, the same and twice its stride, all of its width.
+    """A pyramid from one map, or from four of one stride: at a quarter, half, the same and twice that stride.
 
     Source: ViTDet (arXiv:2203.16527), Sec. 3, with the deconvolution stack of the released PIIP models (GroupNorm).
 
     Args:
-        channels: width C.
-        stride: stride of the input map.
+        channels: width C of the input map, or the widths of the four.
+        stride: stride of the input.
         out_features: which of ``"c2"`` (a quarter of the stride), ``"c3"``, ``"c4"``, ``"c5"`` to compute.
         norm: ``"GN"`` (32 groups) as in the released PIIP models, or ``"LN"`` (over channels) as in their
             single-branch baselines.
 
     Shape:
-        (B, C, h, w) -> c2 (B, C, 4h, 4w), c3 (B, C, 2h, 2w), c4 (B, C, h, w), c5 (B, C, h // 2, w // 2)
+        (B, C, h, w), or one for each of the four -> c2 (B, C, 4h, 4w), c3 (B, C, 2h, 2w), c4 (B, C, h, w),
+        c5 (B, C, h // 2, w // 2)
     """
 
     def __init__(
         self,
-        channels: int,
+        channels: int | Sequence[int],
         stride: int = 16,
         out_features: Sequence[str] = ("c2", "c3", "c4", "c5"),
         norm: str = "GN",
     ) -> None:
         super().__init__()
-        norms = {"GN": lambda: group_norm(channels), "LN": lambda: LayerNorm2d(channels, eps=1e-6)}
+        norms = {"GN": group_norm, "LN": partial(LayerNorm2d, eps=1e-6)}
         if norm not in norms:
             raise ConfigError(f"norm={norm!r} is unknown; use one of {list(norms)}.")
         makers = {
-            "c2": lambda: nn.Sequential(
-                nn.ConvTranspose2d(channels, channels, 2, stride=2),
-                norms[norm](),
+            "c2": lambda width: nn.Sequential(
+                nn.ConvTranspose2d(width, width, 2, stride=2),
+                norms[norm](width),
                 nn.GELU(),
-                nn.ConvTranspose2d(channels, channels, 2, stride=2),
+                nn.ConvTranspose2d(width, width, 2, stride=2),
             ),
-            "c3": lambda: nn.Sequential(nn.ConvTranspose2d(channels, channels, 2, stride=2)),
-            "c4": nn.Identity,
-            "c5": lambda: nn.MaxPool2d(2, stride=2),
+            "c3": lambda width: nn.Sequential(nn.ConvTranspose2d(width, width, 2, stride=2)),
+            "c4": lambda width: nn.Identity(),
+            "c5": lambda width: nn.MaxPool2d(2, stride=2),
         }
+        widths = (
+            dict.fromkeys(makers, channels) if isinstance(channels, int) else dict(zip(makers, channels, strict=True))
+        )
         unknown = [name for name in out_features if name not in makers]
         if unknown or not out_features:
             raise ConfigError(f"out_features={list(out_features)} must be some of {list(makers)}.")
@@ -64,16 +69,52 @@ class SimplePyramidNeck(nn.Module):
             )
         strides = {"c2": stride // 4, "c3": stride // 2, "c4": stride, "c5": stride * 2}
         names = [name for name in makers if name in out_features]
-        self._output_shape = {name: ShapeSpec(channels=channels, stride=strides[name]) for name in names}
-        self.levels = nn.ModuleDict({name: makers[name]() for name in names})
+        self._output_shape = {name: ShapeSpec(channels=widths[name], stride=strides[name]) for name in names}
+        self._inputs = [list(makers).index(name) for name in names]
+        self.levels = nn.ModuleDict({name: makers[name](widths[name]) for name in names})
         he_normal_(self)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of every output map."""
         return self._output_shape
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {name: level(x) for name, level in self.levels.items()}
+    def forward(self, x: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
+        maps = [x] * 4 if isinstance(x, Tensor) else x
+        return {
+            name: level(maps[index]) for index, (name, level) in zip(self._inputs, self.levels.items(), strict=True)
+        }
+
+
+class StageNeck(nn.Module):
+    """Names the maps of a network with stages: ``c2`` for stride 4 to ``c5`` for stride 32; nothing is computed.
+
+    Args:
+        channels: width of every map.
+        strides: their strides, rising powers of two.
+        out_features: which maps to return.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], out_features: Sequence[str]) -> None:
+        super().__init__()
+        if list(strides) != sorted(set(strides)) or any(s < 1 or s & (s - 1) for s in strides):
+            raise ConfigError(
+                f"the output maps of the first branch have strides {list(strides)}, which must rise as powers of two; "
+                "choose out_interaction_indexes so that each is the last step of a stage."
+            )
+        names = [f"c{stride.bit_length() - 1}" for stride in strides]
+        missing = [name for name in out_features if name not in names]
+        if missing or not out_features:
+            raise ConfigError(f"out_features={list(out_features)} must be some of {names}, the maps that there are.")
+        shapes = [ShapeSpec(channels=c, stride=s) for c, s in zip(channels, strides, strict=True)]
+        self._index = {name: k for k, name in enumerate(names) if name in out_features}
+        self._output_shape = {name: shapes[k] for name, k in self._index.items()}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of every output map."""
+        return self._output_shape
+
+    def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {name: maps[k] for name, k in self._index.items()}
 
 
 class FPN(_FPN):

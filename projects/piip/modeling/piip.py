@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import ConfigError, did_you_mean
 from .branches import Branch, BranchState
 from .interaction import Injector, InteractionUnit
-from .merging import BranchMerge
-from .necks import SimplePyramidNeck
+from .merging import BranchMerge, StageMerge
+from .necks import SimplePyramidNeck, StageNeck
 from .pyramid import check_input, image_pyramid
 
 __all__ = ["PIIP", "block_groups"]
@@ -34,18 +34,21 @@ class PIIP(Backbone):
     Args:
         branches: one :class:`~piip.modeling.branches.Branch` per resolution.
         resolutions: pixels per side each branch is meant for; only their ratios change the result, the network
-            accepts any input size that is a multiple of the first branch's patch.
+            accepts any input size that is a multiple of the first branch's stride.
         interaction_indexes: the number of interaction steps, for which the blocks of every branch are split as
             evenly as possible (larger groups last), or the inclusive ``[first, last]`` block ranges of every step,
             one list per branch.
         interaction: keyword arguments of every :class:`~piip.modeling.interaction.Injector`.
+        out_interaction_indexes: for branches with stages ("regular FPN"): the branches are merged into an output map
+            after each of these steps, counted from 0, and after the last one. None: once at the end, and the simple
+            pyramid from there.
         out_features: output maps, some of ``c2`` ... ``c5`` (strides 4 ... 32).
         size_divisibility: what padded batches must be a multiple of, in pixels.
         use_act_checkpoint: recompute branches and interactions in the backward pass.
 
     Shape:
         (B, 3, H, W) -> c2 (B, C, H/4, W/4), c3 (B, C, H/8, W/8), c4 (B, C, H/16, W/16), c5 (B, C, H/32, W/32)
-        for 16-pixel patches and C channels of the last branch.
+        for 16-pixel patches, where C is the width of the last branch, with stages: at the step of the map.
 
     Raises:
         ConfigError: for branches, resolutions or groups that do not fit together, or an input size that does not
@@ -58,6 +61,7 @@ class PIIP(Backbone):
         resolutions: Sequence[int],
         interaction_indexes: int | BlockGroups = 12,
         interaction: Mapping[str, object] | None = None,
+        out_interaction_indexes: Sequence[int] | None = None,
         out_features: Sequence[str] = ("c2", "c3", "c4", "c5"),
         size_divisibility: int = 32,
         use_act_checkpoint: bool = False,
@@ -73,17 +77,40 @@ class PIIP(Backbone):
             nn.ModuleList(self._make_unit(step, pair) for pair in range(len(branches) - 1))
             for step in range(len(self.groups[0]))
         )
-        self.merge = BranchMerge([b.out_channels[-1] for b in branches], branches[-1].out_channels[-1])
-        self.neck = SimplePyramidNeck(self.merge.out_channels, branches[0].strides[-1], out_features)
+        if out_interaction_indexes is None:
+            self.out_steps: list[int] = []
+            self.merge = BranchMerge(self._widths(-1), branches[-1].out_channels[-1])
+            self.neck: nn.Module = SimplePyramidNeck(self.merge.out_channels, _only_stride(branches[0]), out_features)
+        else:
+            self.out_steps = _check_out_steps(out_interaction_indexes, len(self.interactions))
+            self.stage_merges = nn.ModuleDict({str(step): self._make_stage_merge(step) for step in self.out_steps})
+            self.merge = self._make_stage_merge(-1)
+            strides = [branches[0].strides[self.groups[0][step][1]] for step in (*self.out_steps, -1)]
+            widths = [m.out_channels for m in (*self.stage_merges.values(), self.merge)]
+            if len(set(strides)) == 1 and len(strides) == 4:
+                self.neck = SimplePyramidNeck(widths, strides[0], out_features)
+            else:
+                self.neck = StageNeck(widths, strides, out_features)
         self._size_divisibility = size_divisibility
         self.use_act_checkpoint = False
         if use_act_checkpoint:
             self.set_grad_checkpointing()
 
+    def _widths(self, step: int) -> list[int]:
+        """Width of every branch after an interaction step."""
+        return [branch.out_channels[groups[step][1]] for branch, groups in zip(self.branches, self.groups, strict=True)]
+
     def _make_unit(self, step: int, pair: int) -> InteractionUnit:
         """The unit between branches ``pair`` and ``pair + 1`` after interaction step ``step``."""
-        fine, coarse = (self.branches[k].out_channels[self.groups[k][step][1]] for k in (pair, pair + 1))
-        return InteractionUnit(fine, coarse, **self.interaction_kwargs)
+        fine, coarse = self._widths(step)[pair : pair + 2]
+        try:
+            return InteractionUnit(fine, coarse, **self.interaction_kwargs)
+        except ConfigError as error:
+            raise ConfigError(f"between branches {pair} and {pair + 1} at interaction step {step}: {error}") from error
+
+    def _make_stage_merge(self, step: int) -> StageMerge:
+        widths = self._widths(step)
+        return StageMerge(widths, widths[-1])
 
     def replace_branch(self, index: int, branch: Branch) -> None:
         """Puts another network in a branch's place, with fresh interaction units and projection around it.
@@ -106,14 +133,18 @@ class PIIP(Backbone):
         for step, units in enumerate(self.interactions):
             for pair in {index - 1, index} & set(range(len(units))):
                 units[pair] = self._make_unit(step, pair).to(like)
-        self.merge.projections[index] = self.merge.make_projection(branch.out_channels[-1]).to(like)
+        merges = {**getattr(self, "stage_merges", {}), -1: self.merge}
+        for step, merge in merges.items():
+            width = self._widths(int(step))[index]
+            merge.projections[index] = merge.make_projection(width, last=False).to(like)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        check_input(image, self.branches[0].embed_stride)
+        check_input(image, max(self.branches[0].strides))
         states = [
             branch.embed(copy)
             for branch, copy in zip(self.branches, image_pyramid(image, self.resolutions), strict=True)
         ]
+        stages = []
         for step, units in enumerate(self.interactions):
             states = [
                 branch.run(state, groups[step][0], groups[step][1] + 1)
@@ -121,8 +152,10 @@ class PIIP(Backbone):
             ]
             for pair, unit in enumerate(units):
                 states[pair : pair + 2] = self._interact(unit, *states[pair : pair + 2])
-        maps = [s.tokens.transpose(1, 2).unflatten(2, s.grid_size) for s in states]
-        return self.neck(self.merge(maps))
+            if step in self.out_steps:
+                stages.append(self.stage_merges[str(step)](_maps(states)))
+        merged = self.merge(_maps(states))
+        return self.neck([*stages, merged] if stages else merged)
 
     def _interact(self, unit: InteractionUnit, fine: BranchState, coarse: BranchState) -> list[BranchState]:
         args = (fine.tokens, coarse.tokens, fine.grid_size, coarse.grid_size)
@@ -158,6 +191,31 @@ def block_groups(num_blocks: int, steps: int) -> list[list[int]]:
     sizes = [size] * (steps - larger) + [size + 1] * larger
     ends = [sum(sizes[: i + 1]) for i in range(steps)]
     return [[end - n, end - 1] for n, end in zip(sizes, ends, strict=True)]
+
+
+def _maps(states: Sequence[BranchState]) -> list[Tensor]:
+    """Tokens as maps (B, C, h, w)."""
+    return [state.tokens.transpose(1, 2).unflatten(2, state.grid_size) for state in states]
+
+
+def _only_stride(branch: Branch) -> int:
+    """The stride of a branch whose grid never changes."""
+    if len(set(branch.strides)) > 1:
+        raise ConfigError(
+            f"the first branch, {type(branch).__name__}, has stages with strides {sorted(set(branch.strides))}, and "
+            "the simple pyramid is made from one stride; set out_interaction_indexes for a map per stage."
+        )
+    return branch.strides[-1]
+
+
+def _check_out_steps(indexes: Sequence[int], num_steps: int) -> list[int]:
+    steps = [int(index) for index in indexes]
+    if steps != sorted(set(steps)) or not all(0 <= step < num_steps - 1 for step in steps):
+        raise ConfigError(
+            f"out_interaction_indexes={steps} must be rising interaction steps from 0 to {num_steps - 2}; "
+            "the last step always gives an output."
+        )
+    return steps
 
 
 def _check_groups(branches: Sequence[Branch], indexes: int | BlockGroups) -> list[list[list[int]]]:

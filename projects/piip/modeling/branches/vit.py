@@ -1,4 +1,4 @@
-"""Plain vision transformers (DeiT, DeiT III) as branches, with window or global attention per block."""
+"""Plain vision transformers of the DeiT kind (DeiT, DeiT III) as branches."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch.nn.functional as F
 from timm.layers import PatchEmbed, trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...errors import ConfigError
-from ...layers.windows import window_partition, window_unpartition
-from .base import Branch, BranchState, check_rate
+from ...layers.attention import grid_attention
+from .base import BranchState, check_rate
+from .transformer import ACTIVATIONS, TransformerBranch, init_linears
 
 __all__ = ["ViTBranch"]
 
-_ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh")}
+_NORMS = {"LN": nn.LayerNorm, "RMS": nn.RMSNorm}
 
 
-class ViTBranch(Branch):
+class ViTBranch(TransformerBranch):
     """A ViT made of timm blocks: patch embedding, absolute position embedding, pre-norm blocks; no final norm.
 
-    Source: PIIP released models, DeiT kind: layer scale in every block, LayerNorm eps 1e-6, one constant
+    Source: PIIP released models, DeiT kind: layer scale in every block, normalisation eps 1e-6, one constant
     stochastic-depth rate. The position embedding is resized bicubically to the grid at hand in every forward pass.
 
     Args:
@@ -33,16 +33,19 @@ class ViTBranch(Branch):
         num_heads: attention heads; must divide ``embed_dim``.
         mlp_ratio: hidden width of the MLP relative to ``embed_dim``.
         patch_size: pixels per side of a patch.
-        pretrain_img_size: pixels per side of the images that the position embedding was trained for.
+        pretrain_img_size: pixels per side of the images that the position embedding was trained for; its grid has
+            one position per whole patch of ``patch_size``, also where the training had other patches.
         qkv_bias: bias of the joint query, key and value projection.
+        norm: ``"LN"`` (LayerNorm) or ``"RMS"`` (RMSNorm).
+        qk_norm: normalise queries and keys over all heads together.
         window_size: tokens per side of the attention windows, 0 for global attention; one number for all blocks
             or one per block.
         pad_after_qkv: zero-pad queries, keys and values instead of the tokens where a window exceeds the grid. The
             released models pad the tokens, so that a padded key equals the bias.
-        layer_scale_init: initial value of the residual scales.
-        drop_path_rate: stochastic depth rate of every block.
+        layer_scale_init: initial value of the residual scales; None for none.
+        drop_path_rate: stochastic depth rate of every block, or one per block.
         activation: ``"gelu"`` or ``"gelu_tanh"`` (what the released "fused" MLPs compute).
-        weights: where the pretrained weights are, see :class:`Branch`.
+        weights: where the pretrained weights are, see :class:`~.base.Branch`.
         use_act_checkpoint: recompute block activations in the backward pass.
 
     Shape:
@@ -52,6 +55,9 @@ class ViTBranch(Branch):
     Raises:
         ConfigError: for sizes that do not fit together.
     """
+
+    # Rows of the position embedding before those of the grid, which are never used.
+    leading_positions = 0
 
     def __init__(
         self,
@@ -63,44 +69,35 @@ class ViTBranch(Branch):
         patch_size: int = 16,
         pretrain_img_size: int = 224,
         qkv_bias: bool = True,
+        norm: str = "LN",
+        qk_norm: bool = False,
         window_size: int | Sequence[int] = 0,
         pad_after_qkv: bool = False,
-        layer_scale_init: float = 1.0,
-        drop_path_rate: float = 0.0,
+        layer_scale_init: float | None = 1.0,
+        drop_path_rate: float | Sequence[float] = 0.0,
         activation: str = "gelu",
         weights: str | None = None,
         use_act_checkpoint: bool = False,
     ) -> None:
-        super().__init__()
-        windows = [window_size] * depth if isinstance(window_size, int) else [int(w) for w in window_size]
-        if len(windows) != depth or min(windows, default=0) < 0:
-            raise ConfigError(
-                f"window_size={windows} must be one number >= 0 or one per block, and depth is {depth}; "
-                "0 stands for global attention."
-            )
-        check_rate("drop_path_rate", drop_path_rate)
-        if num_heads < 1 or embed_dim % num_heads:
-            raise ConfigError(f"num_heads={num_heads} does not divide embed_dim={embed_dim}; choose a divisor.")
-        if pretrain_img_size % patch_size:
-            raise ConfigError(
-                f"pretrain_img_size={pretrain_img_size} is not a multiple of patch_size={patch_size}; "
-                f"the nearest one is {round(pretrain_img_size / patch_size) * patch_size}."
-            )
-        if activation not in _ACTIVATIONS:
-            raise ConfigError(f"activation={activation!r} is unknown; use one of {sorted(_ACTIVATIONS)}.")
-        self.out_channels = [embed_dim] * depth
-        self.strides = [patch_size] * depth
-        self.embed_stride = patch_size
-        self.window_sizes = windows
+        super().__init__(embed_dim, depth, num_heads, patch_size, window_size, weights, use_act_checkpoint)
+        rates = [drop_path_rate] * depth if isinstance(drop_path_rate, int | float) else list(drop_path_rate)
+        if len(rates) != depth:
+            raise ConfigError(f"drop_path_rate has {len(rates)} values for {depth} blocks; give one, or one per block.")
+        for rate in rates:
+            check_rate("drop_path_rate", rate)
+        if pretrain_img_size < patch_size:
+            raise ConfigError(f"pretrain_img_size={pretrain_img_size} must be at least patch_size={patch_size}.")
+        for name, value, known in (("activation", activation, ACTIVATIONS), ("norm", norm, _NORMS)):
+            if value not in known:
+                raise ConfigError(f"{name}={value!r} is unknown; use one of {sorted(known)}.")
         self.pad_after_qkv = pad_after_qkv
-        self.weights = weights
-        self.use_act_checkpoint = use_act_checkpoint
-
         self.patch_embed = PatchEmbed(
             img_size=None, patch_size=patch_size, embed_dim=embed_dim, flatten=False, strict_img_size=False
         )
         self.pos_grid = (pretrain_img_size // patch_size,) * 2
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.pos_grid[0] ** 2, embed_dim))
+        rows = self.leading_positions + self.pos_grid[0] ** 2
+        self.pos_embed = nn.Parameter(torch.zeros(1, rows, embed_dim))
+        norm_layer = partial(_NORMS[norm], eps=1e-6)
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
@@ -108,67 +105,44 @@ class ViTBranch(Branch):
                 mlp_ratio=mlp_ratio,
                 qkv_bias=qkv_bias,
                 init_values=layer_scale_init,
-                drop_path=drop_path_rate,
-                act_layer=_ACTIVATIONS[activation],
-                norm_layer=partial(nn.LayerNorm, eps=1e-6),
+                drop_path=rate,
+                act_layer=ACTIVATIONS[activation],
+                norm_layer=norm_layer,
             )
-            for _ in range(depth)
+            for rate in rates
         )
+        if qk_norm:
+            # timm's own option normalises every head by itself.
+            for block in self.blocks:
+                block.attn.q_norm, block.attn.k_norm = norm_layer(embed_dim), norm_layer(embed_dim)
         trunc_normal_(self.pos_embed, std=0.02)
-        for module in self.blocks.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linears(self.blocks)
 
     def embed(self, image: Tensor) -> BranchState:
-        if min(image.shape[2:]) < self.embed_stride:
-            raise ConfigError(
-                f"an image of {tuple(image.shape[2:])} pixels is smaller than one patch of {self.embed_stride}; "
-                "use a larger input or resolution."
-            )
+        self.check_image(image)
         x = self.patch_embed.proj(image)
         grid = (x.shape[2], x.shape[3])
         return BranchState(x.flatten(2).transpose(1, 2) + self._position(grid).to(x.dtype), grid)
 
     def _position(self, grid: tuple[int, int]) -> Tensor:
         """The position embedding on another grid, (1, h*w, C)."""
+        pos = self.pos_embed[:, self.leading_positions :]
         if grid == self.pos_grid:
-            return self.pos_embed
-        pos = self.pos_embed.float().transpose(1, 2).unflatten(2, self.pos_grid)
+            return pos
+        pos = pos.float().transpose(1, 2).unflatten(2, self.pos_grid)
         pos = F.interpolate(pos, size=grid, mode="bicubic", align_corners=False)
         return pos.flatten(2).transpose(1, 2)
 
-    def run(self, state: BranchState, start: int, stop: int) -> BranchState:
-        x = state.tokens
-        for index in range(start, stop):
-            if self.use_act_checkpoint and self.training:
-                x = checkpoint(self._block, x, index, state.grid_size, use_reentrant=False)
-            else:
-                x = self._block(x, index, state.grid_size)
-        return state.replace(tokens=x)
-
-    def _block(self, x: Tensor, index: int, grid: tuple[int, int]) -> Tensor:
-        block, window = self.blocks[index], self.window_sizes[index]
-        attended = self._attention(block.attn, block.norm1(x), grid, window)
+    def run_block(self, x: Tensor, index: int, grid_size: tuple[int, int]) -> Tensor:
+        block = self.blocks[index]
+        attended = self._attention(block.attn, block.norm1(x), grid_size, self.window_sizes[index])
         x = x + block.drop_path1(block.ls1(attended))
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
-    def _attention(self, attn: nn.Module, x: Tensor, grid: tuple[int, int], window: int) -> Tensor:
-        if not window:
-            return attn(x)
-        if self.pad_after_qkv:
-            qkv = window_partition(attn.qkv(x).unflatten(1, grid), window)
-        else:
-            qkv = attn.qkv(window_partition(x.unflatten(1, grid), window))
-        qkv = qkv.flatten(1, 2).unflatten(-1, (3, attn.num_heads, attn.head_dim))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    def _attention(self, attn: nn.Module, x: Tensor, grid_size: tuple[int, int], window: int) -> Tensor:
+        def project(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            q, k, v = attn.qkv(tokens).chunk(3, dim=-1)
+            return attn.q_norm(q), attn.k_norm(k), v
+
         # Padded tokens are as good as gone: they need no output projection.
-        return attn.proj(window_unpartition(x.unflatten(1, (window, window)), grid).flatten(1, 2))
-
-    def layer_id(self, name: str) -> int | None:
-        return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else 0
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.use_act_checkpoint = enable
+        return attn.proj(grid_attention(x, grid_size, window, project, self.num_heads, None, self.pad_after_qkv))

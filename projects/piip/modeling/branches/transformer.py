@@ -1,0 +1,114 @@
+"""What the plain transformers share: equal blocks on one grid, windows per block, recomputation of activations."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...errors import ConfigError
+from .base import Branch, BranchState, check_rate
+
+__all__ = ["ACTIVATIONS", "TransformerBranch", "init_linears", "linear_rates"]
+
+# "gelu_tanh" is what the released "fused" MLPs compute.
+ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh")}
+
+
+class TransformerBranch(Branch):
+    """A transformer with ``blocks`` that all have one width and work on the grid of the patches.
+
+    A family makes its own embedding and its blocks, and says with :meth:`run_block` what a block computes.
+
+    Args:
+        embed_dim: width C.
+        depth: number of blocks.
+        num_heads: attention heads; must divide ``embed_dim``.
+        patch_size: pixels per side of a patch.
+        window_size: tokens per side of the attention windows, 0 for global attention; one number for all blocks
+            or one per block.
+        weights: where the pretrained weights are, see :class:`Branch`.
+        use_act_checkpoint: recompute block activations in the backward pass.
+
+    Raises:
+        ConfigError: for sizes that do not fit together.
+    """
+
+    blocks: nn.ModuleList
+
+    def __init__(
+        self,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        patch_size: int = 16,
+        window_size: int | Sequence[int] = 0,
+        weights: str | None = None,
+        use_act_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        if depth < 1:
+            raise ConfigError(f"depth={depth} must be at least 1.")
+        if num_heads < 1 or embed_dim % num_heads:
+            raise ConfigError(f"num_heads={num_heads} does not divide embed_dim={embed_dim}; choose a divisor.")
+        windows = [window_size] * depth if isinstance(window_size, int) else [int(w) for w in window_size]
+        if len(windows) != depth or min(windows) < 0:
+            raise ConfigError(
+                f"window_size={windows} must be one number >= 0 or one per block, and depth is {depth}; "
+                "0 stands for global attention."
+            )
+        self.out_channels = [embed_dim] * depth
+        self.strides = [patch_size] * depth
+        self.embed_stride = patch_size
+        self.num_heads = num_heads
+        self.window_sizes = windows
+        self.weights = weights
+        self.use_act_checkpoint = use_act_checkpoint
+
+    @abstractmethod
+    def run_block(self, x: Tensor, index: int, grid_size: tuple[int, int]) -> Tensor:
+        """Runs one block on tokens (B, N, C)."""
+
+    def run(self, state: BranchState, start: int, stop: int) -> BranchState:
+        x = state.tokens
+        for index in range(start, stop):
+            if self.use_act_checkpoint and self.training:
+                x = checkpoint(self.run_block, x, index, state.grid_size, use_reentrant=False)
+            else:
+                x = self.run_block(x, index, state.grid_size)
+        return state.replace(tokens=x)
+
+    def check_image(self, image: Tensor) -> None:
+        """Refuses an image without a single whole patch."""
+        if min(image.shape[2:]) < self.embed_stride:
+            raise ConfigError(
+                f"an image of {tuple(image.shape[2:])} pixels is smaller than one patch of {self.embed_stride}; "
+                "use a larger input or resolution."
+            )
+
+    def layer_id(self, name: str) -> int | None:
+        return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else 0
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.use_act_checkpoint = enable
+
+
+def linear_rates(rate: float, depth: int) -> list[float]:
+    """Stochastic depth that grows linearly from 0 in the first block to ``rate`` in the last."""
+    check_rate("drop_path_rate", rate)
+    # Not on the default device: a model may be under construction on the meta device.
+    return torch.linspace(0, rate, depth, device="cpu", dtype=torch.float64).tolist()
+
+
+def init_linears(module: nn.Module) -> None:
+    """Truncated normal weights, zero biases: how transformers start before pretrained weights are loaded."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
