@@ -12,6 +12,7 @@ from piip import model_zoo
 from piip.checkpoint import build_from_official, load_official
 from piip.errors import ConfigError
 from piip.modeling import FPN, PIIP, SingleBranch, ViTBranch, image_pyramid
+from piip.modeling.branches.convnext import ConvNeXtBranch
 from piip.modeling.piip import block_groups
 from tests import reference
 
@@ -186,6 +187,53 @@ def test_replaced_branch_fits_in():
         model.replace_branch(0, ViTBranch(48, 3, 3))
 
 
+def test_pairs_say_who_interacts():
+    image = torch.randn(1, 3, 64, 96)
+    default, explicit = tiny(), tiny(interaction_pairs=[[0, 1], [1, 2]])
+    explicit.load_state_dict(default.state_dict())
+    other = tiny(interaction_pairs=[[0, 2]])
+    assert len(other.interactions[0]) == 1
+    with torch.no_grad():
+        for model in (default, explicit, other):
+            for name, parameter in model.named_parameters():
+                if "gamma" in name:
+                    parameter.fill_(0.5)
+        expected, got = default(image), explicit(image)
+        assert all(torch.equal(got[name], expected[name]) for name in expected)
+        seen = set()
+        for k in (0, 2):
+            before = other(image)["c4"]
+            other.branches[k].blocks[0].mlp.fc2.bias.add_(1)
+            seen.add(torch.equal(other(image)["c4"], before))
+    assert seen == {False}
+
+
+def test_stages_are_merged_one_by_one():
+    """A ViT that leads branches with stages: all maps start from its one grid."""
+    branches = [ViTBranch(32, 4, 2, pretrain_img_size=64), ConvNeXtBranch((1, 1, 1, 1), (32, 32, 64, 96))]
+    groups = [[[k, k] for k in range(4)], [[0, 0], [1, 2], [3, 4], [5, 6]]]
+    model = PIIP(branches, [128, 96], groups, {"num_heads": 4}, out_interaction_indexes=[0, 1, 2])
+    maps = model(torch.randn(2, 3, 128, 160))
+    assert {name: tuple(x.shape) for name, x in maps.items()} == {
+        "c2": (2, 32, 32, 40), "c3": (2, 32, 16, 20), "c4": (2, 64, 8, 10), "c5": (2, 96, 4, 5),
+    }  # fmt: skip
+    assert {name: (s.channels, s.stride) for name, s in model.output_shape().items()} == {
+        "c2": (32, 4), "c3": (32, 8), "c4": (64, 16), "c5": (96, 32),
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"ConvNeXtBranch, has stages with strides \[4, 8, 16, 32\].*out_interaction"):
+        PIIP(branches[::-1], [128, 96], 4, {"num_heads": 4})
+
+
+def test_a_half_precision_backbone_fits_between_float32_image_and_heads():
+    model, image = tiny().eval(), torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(image)
+        got = model.bfloat16()(image)
+    for name, x in got.items():
+        assert x.dtype == torch.float32
+        torch.testing.assert_close(x, expected[name], rtol=0.1, atol=0.05)
+
+
 def test_block_groups_put_larger_groups_last():
     assert block_groups(24, 12) == [[2 * i, 2 * i + 1] for i in range(12)]
     assert block_groups(32, 12)[:5] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 10]]
@@ -222,6 +270,13 @@ def test_pyramid_rounds_sizes_down_and_keeps_the_nominal_factor():
         ({"interaction": {"num_heads": 4, "num_points": 0}}, "num_points=0"),
         ({"interaction": {"num_heads": 4, "drop_path_rate": 2}}, "drop_path_rate=2"),
         ({"interaction": {"num_heads": 4, "ffn_ratio": 0.001}}, "ffn_ratio=0.001"),
+        ({"interaction": {"num_heads": 5}}, "between branches 0 and 1 at interaction step 0.*num_heads=5"),
+        ({"interaction_pairs": [[1, 0]]}, r"\[1, 0\] must be two different branches, the finer one first.*0 to 2"),
+        ({"interaction_pairs": [[0, 3]]}, r"\[0, 3\] must be"),
+        ({"interaction_pairs": [[0, 1], [0, 1]]}, "occur once"),
+        ({"out_interaction_indexes": [1]}, r"out_interaction_indexes=\[1\].*from 0 to 0"),
+        ({"out_interaction_indexes": []}, r"must be some of \['c4'\]"),
+        ({"out_interaction_indexes": [0], "out_features": ["c4"]}, r"strides \[16, 16\], which must rise"),
     ],
 )
 def test_bad_settings_are_named(kwargs, message):

@@ -67,9 +67,9 @@ def published_cost(model: nn.Module, resolution: int = 1024) -> dict[str, Cost]:
     }
     if len(branches) > 1:
         parts["interactions"] = Cost.total(
-            _unit(unit, sides[pair], sides[pair + 1])
+            _unit(unit, sides[fine], sides[coarse])
             for units in backbone.interactions
-            for pair, unit in enumerate(units)
+            for (fine, coarse), unit in zip(backbone.pairs, units, strict=True)
         )
     widths = [b.out_channels[-1] for b in branches]
     parts["merge"] = _merge(widths, sides)

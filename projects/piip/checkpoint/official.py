@@ -108,9 +108,9 @@ def _piip_name(name: str, model: PIIP) -> str:
         index, rest = rest.split(".", 1)
         return f"branch{num_branches - int(index)}.{_branch_name(rest, model.branches[int(index)])}"
     if kind == "interactions":
-        step, pair, rest = rest.split(".", 2)
-        fine = num_branches - int(pair)
-        return f"interactions.{step}.interaction_units_{fine - 1}{fine}.{_unit_name(rest)}"
+        step, position, rest = rest.split(".", 2)
+        fine, coarse = (num_branches - k for k in model.pairs[int(position)])
+        return f"interactions.{step}.interaction_units_{coarse}{fine}.{_unit_name(rest)}"
     if kind in ("merge", "stage_merges"):
         stage, rest = rest.split(".", 1) if kind == "stage_merges" else (None, rest)
         part, index, *rest = rest.split(".")

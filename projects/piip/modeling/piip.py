@@ -39,6 +39,8 @@ class PIIP(Backbone):
             evenly as possible (larger groups last), or the inclusive ``[first, last]`` block ranges of every step,
             one list per branch.
         interaction: keyword arguments of every :class:`~piip.modeling.interaction.Injector`.
+        interaction_pairs: which branches exchange features and in which order, as ``[finer, coarser]`` positions in
+            ``branches``; all neighbours by default, the finest pair first.
         out_interaction_indexes: for branches with stages ("regular FPN"): the branches are merged into an output map
             after each of these steps, counted from 0, and after the last one. None: once at the end, and the simple
             pyramid from there.
@@ -61,6 +63,7 @@ class PIIP(Backbone):
         resolutions: Sequence[int],
         interaction_indexes: int | BlockGroups = 12,
         interaction: Mapping[str, object] | None = None,
+        interaction_pairs: Sequence[Sequence[int]] | None = None,
         out_interaction_indexes: Sequence[int] | None = None,
         out_features: Sequence[str] = ("c2", "c3", "c4", "c5"),
         size_divisibility: int = 32,
@@ -73,9 +76,9 @@ class PIIP(Backbone):
         self.branches = nn.ModuleList(branches)
         self.groups = _check_groups(branches, interaction_indexes)
         self.interaction_kwargs = _check_interaction(interaction or {})
+        self.pairs = _check_pairs(interaction_pairs, len(branches))
         self.interactions = nn.ModuleList(
-            nn.ModuleList(self._make_unit(step, pair) for pair in range(len(branches) - 1))
-            for step in range(len(self.groups[0]))
+            nn.ModuleList(self._make_unit(step, *pair) for pair in self.pairs) for step in range(len(self.groups[0]))
         )
         if out_interaction_indexes is None:
             self.out_steps: list[int] = []
@@ -100,13 +103,13 @@ class PIIP(Backbone):
         """Width of every branch after an interaction step."""
         return [branch.out_channels[groups[step][1]] for branch, groups in zip(self.branches, self.groups, strict=True)]
 
-    def _make_unit(self, step: int, pair: int) -> InteractionUnit:
-        """The unit between branches ``pair`` and ``pair + 1`` after interaction step ``step``."""
-        fine, coarse = self._widths(step)[pair : pair + 2]
+    def _make_unit(self, step: int, fine: int, coarse: int) -> InteractionUnit:
+        """The unit between two branches after interaction step ``step``."""
+        widths = self._widths(step)
         try:
-            return InteractionUnit(fine, coarse, **self.interaction_kwargs)
+            return InteractionUnit(widths[fine], widths[coarse], **self.interaction_kwargs)
         except ConfigError as error:
-            raise ConfigError(f"between branches {pair} and {pair + 1} at interaction step {step}: {error}") from error
+            raise ConfigError(f"between branches {fine} and {coarse} at interaction step {step}: {error}") from error
 
     def _make_stage_merge(self, step: int) -> StageMerge:
         widths = self._widths(step)
@@ -131,8 +134,9 @@ class PIIP(Backbone):
         like = self.merge.weights[0]  # gives device and type to what is new
         self.branches[index] = branch.to(like)
         for step, units in enumerate(self.interactions):
-            for pair in {index - 1, index} & set(range(len(units))):
-                units[pair] = self._make_unit(step, pair).to(like)
+            for position, pair in enumerate(self.pairs):
+                if index in pair:
+                    units[position] = self._make_unit(step, *pair).to(like)
         merges = {**getattr(self, "stage_merges", {}), -1: self.merge}
         for step, merge in merges.items():
             width = self._widths(int(step))[index]
@@ -140,8 +144,10 @@ class PIIP(Backbone):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         check_input(image, max(self.branches[0].strides))
+        # A backbone in bfloat16 or float16 (the billion-parameter ones) sits between a float32 image and float32 heads.
+        dtype = self.merge.weights[0].dtype
         states = [
-            branch.embed(copy)
+            branch.embed(copy.to(dtype))
             for branch, copy in zip(self.branches, image_pyramid(image, self.resolutions), strict=True)
         ]
         stages = []
@@ -150,12 +156,13 @@ class PIIP(Backbone):
                 branch.run(state, groups[step][0], groups[step][1] + 1)
                 for branch, state, groups in zip(self.branches, states, self.groups, strict=True)
             ]
-            for pair, unit in enumerate(units):
-                states[pair : pair + 2] = self._interact(unit, *states[pair : pair + 2])
+            for (fine, coarse), unit in zip(self.pairs, units, strict=True):
+                states[fine], states[coarse] = self._interact(unit, states[fine], states[coarse])
             if step in self.out_steps:
                 stages.append(self.stage_merges[str(step)](_maps(states)))
         merged = self.merge(_maps(states))
-        return self.neck([*stages, merged] if stages else merged)
+        outputs = self.neck([*stages, merged] if stages else merged)
+        return outputs if dtype == image.dtype else {name: x.to(image.dtype) for name, x in outputs.items()}
 
     def _interact(self, unit: InteractionUnit, fine: BranchState, coarse: BranchState) -> list[BranchState]:
         args = (fine.tokens, coarse.tokens, fine.grid_size, coarse.grid_size)
@@ -206,6 +213,19 @@ def _only_stride(branch: Branch) -> int:
             "the simple pyramid is made from one stride; set out_interaction_indexes for a map per stage."
         )
     return branch.strides[-1]
+
+
+def _check_pairs(pairs: Sequence[Sequence[int]] | None, num_branches: int) -> list[tuple[int, int]]:
+    if pairs is None:
+        return [(k, k + 1) for k in range(num_branches - 1)]
+    found = [tuple(int(k) for k in pair) for pair in pairs]
+    for pair in found:
+        if len(pair) != 2 or not 0 <= pair[0] < pair[1] < num_branches or found.count(pair) > 1:
+            raise ConfigError(
+                f"interaction_pairs={[list(p) for p in found]}: {list(pair)} must be two different branches, the finer "
+                f"one first, out of 0 to {num_branches - 1}, and occur once."
+            )
+    return found
 
 
 def _check_out_steps(indexes: Sequence[int], num_steps: int) -> list[int]:
