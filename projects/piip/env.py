@@ -35,6 +35,7 @@ REQUIRED = {
     "omegaconf": "omegaconf",
     "hydra-core": "hydra",
     "pycocotools": "pycocotools",
+    "scipy": "scipy",
     "shapely": "shapely",
     "safetensors": "safetensors",
     "huggingface-hub": "huggingface_hub",

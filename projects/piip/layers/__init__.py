@@ -2,6 +2,7 @@
 
 from .attention import grid_attention
 from .deform_attn import DeformAttn, deform_attn
+from .ms_deform_attn import MSDeformAttn
 from .windows import window_partition, window_unpartition
 
-__all__ = ["DeformAttn", "deform_attn", "grid_attention", "window_partition", "window_unpartition"]
+__all__ = ["DeformAttn", "MSDeformAttn", "deform_attn", "grid_attention", "window_partition", "window_unpartition"]

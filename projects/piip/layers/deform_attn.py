@@ -80,7 +80,22 @@ def cell_size(grid_size: tuple[int, int], device: torch.device) -> Tensor:
         return torch.tensor([1 / grid_size[1], 1 / grid_size[0]], dtype=torch.float32, device=device)
 
 
-def _linear_float32(layer: nn.Linear, x: Tensor) -> Tensor:
+def starting_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:
+    """Where the heads look before training: in evenly spread directions, point p at distance p + 1.
+
+    Source: Deformable DETR (arXiv:2010.04159), A.4.
+
+    Shape:
+        (num_heads, num_levels, num_points, 2), float32, in cells.
+    """
+    angles = torch.arange(num_heads, dtype=torch.float32) * (2 * math.pi / num_heads)
+    rays = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    rays = rays / rays.abs().amax(dim=-1, keepdim=True)
+    steps = torch.arange(1, num_points + 1, dtype=torch.float32)
+    return (rays[:, None, None] * steps[:, None]).expand(num_heads, num_levels, num_points, 2)
+
+
+def linear_float32(layer: nn.Linear, x: Tensor) -> Tensor:
     """A linear layer in float32, also of a half-precision model."""
     return F.linear(x, layer.weight.float(), layer.bias.float())
 
@@ -126,14 +141,10 @@ class DeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Heads start by looking in evenly spread directions, point p at distance p + 1 (Deformable DETR, A.4)."""
+        """Offsets start as :func:`starting_offsets`, with equal weights."""
         nn.init.zeros_(self.sampling_offsets.weight)
-        angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
-        rays = torch.stack([angles.cos(), angles.sin()], dim=-1)
-        rays = rays / rays.abs().amax(dim=-1, keepdim=True)
-        steps = torch.arange(1, self.num_points + 1, dtype=torch.float32)
         with torch.no_grad():
-            self.sampling_offsets.bias.copy_((rays[:, None] * steps[:, None]).flatten())
+            self.sampling_offsets.bias.copy_(starting_offsets(self.num_heads, 1, self.num_points).flatten())
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
         for proj in (self.value_proj, self.output_proj):
@@ -147,8 +158,8 @@ class DeformAttn(nn.Module):
         # Meta tensors, on which models are counted, know no autocast.
         with nullcontext() if query.is_meta else torch.autocast(query.device.type, enabled=False):
             q = query.float()
-            offsets = _linear_float32(self.sampling_offsets, q).view(b, n, m, 1, p, 2)
-            weights = _linear_float32(self.attention_weights, q).view(b, n, m, 1, p)
+            offsets = linear_float32(self.sampling_offsets, q).view(b, n, m, 1, p, 2)
+            weights = linear_float32(self.attention_weights, q).view(b, n, m, 1, p)
             centres = reference_points(query_grid, query.device).view(1, n, 1, 1, 1, 2)
             locations = centres + offsets * cell_size(feat_grid, query.device)
             out = deform_attn(value.float().unflatten(-1, (m, -1)), [feat_grid], locations, weights.softmax(dim=-1))

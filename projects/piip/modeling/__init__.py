@@ -4,7 +4,7 @@ from .. import needs_detectron2  # noqa: F401
 from .branches import Branch, InternViTBranch, ViTBranch
 from .interaction import InteractionUnit
 from .merging import BranchMerge
-from .necks import FPN, SimplePyramidNeck
+from .necks import FPN, ChannelMapper, SimplePyramidNeck
 from .piip import PIIP
 from .pyramid import image_pyramid
 from .single_branch import SingleBranch
@@ -14,6 +14,7 @@ __all__ = [
     "PIIP",
     "Branch",
     "BranchMerge",
+    "ChannelMapper",
     "InteractionUnit",
     "InternViTBranch",
     "SimplePyramidNeck",

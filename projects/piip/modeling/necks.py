@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
-from detectron2.layers import ShapeSpec
+import torch
+from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.backbone.fpn import FPN as _FPN
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .merging import group_norm, he_normal_
 
-__all__ = ["FPN", "SimplePyramidNeck", "StageNeck"]
+__all__ = ["FPN", "ChannelMapper", "SimplePyramidNeck", "StageNeck"]
 
 
 class SimplePyramidNeck(nn.Module):
@@ -127,3 +130,74 @@ class FPN(_FPN):
     @property
     def size_divisibility(self) -> int:
         return math.lcm(super().size_divisibility, self.bottom_up.size_divisibility or 1)
+
+
+class ChannelMapper(Backbone):
+    """Brings maps to one width and adds coarser ones, for transformers that look at several levels at once.
+
+    Each map goes through a 1x1 convolution and GroupNorm. Further levels come from 3x3 convolutions of stride 2, the
+    first one from the last map of the network below, each next one from the level before it. Runs in float32.
+
+    Args:
+        bottom_up: backbone with the maps.
+        in_features: which maps to take, finest first.
+        out_channels: common width, a multiple of 32.
+        num_outputs: levels, at least as many as maps.
+
+    Shape:
+        (B, 3, H, W) -> ``p3`` for stride 8 and so on, each (B, out_channels, H / stride, W / stride)
+
+    Raises:
+        ConfigError: for an unknown map, or numbers that do not fit.
+    """
+
+    def __init__(
+        self, bottom_up: Backbone, in_features: Sequence[str], out_channels: int = 256, num_outputs: int = 4
+    ) -> None:
+        super().__init__()
+        shapes = bottom_up.output_shape()
+        unknown = [name for name in in_features if name not in shapes]
+        if unknown or not in_features:
+            raise ConfigError(f"in_features={list(in_features)} must be some of {list(shapes)}, the backbone's maps.")
+        if num_outputs < len(in_features):
+            raise ConfigError(
+                f"num_outputs={num_outputs} must be at least {len(in_features)}, the number of in_features."
+            )
+        if out_channels % 32:
+            raise ConfigError(f"out_channels={out_channels} must be a multiple of 32 for GroupNorm.")
+        self.bottom_up, self.in_features = bottom_up, list(in_features)
+        widths = [shapes[name].channels for name in in_features]
+        self.lateral = nn.ModuleList(_conv_norm(width, out_channels, kernel_size=1) for width in widths)
+        self.extra = nn.ModuleList(
+            _conv_norm(out_channels if k else widths[-1], out_channels, kernel_size=3, stride=2, padding=1)
+            for k in range(num_outputs - len(widths))
+        )
+        strides = [shapes[name].stride for name in in_features]
+        strides += [strides[-1] * 2 ** (k + 1) for k in range(len(self.extra))]
+        self._output_shape = {f"p{int(math.log2(s))}": ShapeSpec(channels=out_channels, stride=s) for s in strides}
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        features = self.bottom_up(image)
+        # Meta tensors, on which models are counted, know no autocast.
+        with nullcontext() if image.is_meta else torch.autocast(image.device.type, enabled=False):
+            maps = [features[name].float() for name in self.in_features]
+            levels = [conv(x) for conv, x in zip(self.lateral, maps, strict=True)]
+            x = maps[-1]
+            for conv in self.extra:
+                levels.append(x := conv(x))
+        return dict(zip(self._output_shape, levels, strict=True))
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of every output map."""
+        return self._output_shape
+
+    @property
+    def size_divisibility(self) -> int:
+        """What the sides of padded batches must be a multiple of, in pixels."""
+        return self.bottom_up.size_divisibility
+
+
+def _conv_norm(in_channels: int, out_channels: int, **kwargs: int) -> Conv2d:
+    conv = Conv2d(in_channels, out_channels, bias=False, norm=group_norm(out_channels), **kwargs)
+    nn.init.xavier_uniform_(conv.weight)
+    return conv
