@@ -17,14 +17,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
-from omegaconf.errors import MissingMandatoryValue
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ConfigError, did_you_mean
@@ -32,7 +29,7 @@ from ..layers import DeformAttn
 from ..modeling import PIIP, Branch
 from .cost import Cost
 
-__all__ = ["CONVENTIONS", "Complexity", "analyze", "build_on_meta", "natural_size"]
+__all__ = ["CONVENTIONS", "Complexity", "analyze", "natural_size"]
 
 CONVENTIONS = (
     "One image. GMACs: multiply-adds of matrix products, convolutions, attention (with padded windows) and deformable "
@@ -84,32 +81,6 @@ class Complexity:
                 hint = did_you_mean(prefix, self.parts)
                 raise ConfigError(f"no part's name starts with {prefix!r}; there are {', '.join(self.parts)}.{hint}")
         return replace(self, parts={n: c for n, c in self.parts.items() if n.startswith(tuple(prefixes))})
-
-
-def build_on_meta(model: Any) -> nn.Module:
-    """Instantiates the ``model`` section of a config, or a node of it, without memory for its weights.
-
-    Raises:
-        ConfigError: when the config leaves a value open.
-    """
-    try:
-        with torch.device("meta"), _WithoutValues():
-            return instantiate(model)
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} has no value; set it in the config or as {error.full_key}=...") from error
-
-
-class _WithoutValues(TorchDispatchMode):
-    """Leaves out what only fills meta tensors with values: nothing comes of it, and it takes most of the time."""
-
-    _FILLING = frozenset(["add_", "clamp_", "copy_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_"])
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func.overloadpacket.__name__ in self._FILLING and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
 
 
 def natural_size(model: nn.Module) -> int:

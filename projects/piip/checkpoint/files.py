@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import pickle
 import tempfile
-from collections.abc import Mapping
-from typing import Any
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
 
-__all__ = ["read_checkpoint", "tensors_of", "write_atomically"]
+__all__ = ["atomic_path", "read_checkpoint", "tensors_of", "write_atomically"]
 
 # What the pickles of Detectron2's model zoo consist of; everything else could run code.
 _PICKLE_TYPES = {
@@ -28,6 +31,8 @@ _PICKLE_TYPES = {
     ("_codecs", "encode"),
 }
 
+_CONTAINERS = ("state_dict", "module", "model")
+
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
@@ -38,11 +43,16 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
-def read_checkpoint(path: str | os.PathLike) -> Any:
+def read_checkpoint(path: str | os.PathLike, mmap: bool = False) -> Any:
     """Reads a checkpoint file without executing anything in it.
 
     ``.safetensors`` through safetensors, ``.pkl`` of Detectron2's model zoo as arrays only, everything else as a
-    torch file with ``weights_only=True``.
+    torch file with ``weights_only=True``. Beside tensors a torch file may hold plain Python values and numpy numbers.
+
+    Args:
+        path: a local file.
+        mmap: leave the tensors of torch files on the disk until they are used, where their format allows it
+            (safetensors always are); they are for reading then, and the file must not be changed meanwhile.
 
     Returns:
         what the file holds, on the CPU: a mapping of tensors, or one of the usual containers around it.
@@ -64,7 +74,8 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
             model = data.get("model", data)
             arrays = {k: torch.as_tensor(v) for k, v in model.items() if not k.endswith("_momentum")}
             return {**data, "model": arrays} if "model" in data else arrays
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with _numpy_numbers():
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
@@ -79,42 +90,60 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
         ) from error
 
 
+def _numpy_numbers() -> contextlib.AbstractContextManager:
+    """Lets numpy scalars through ``weights_only``: training logs in checkpoints have them, and they run no code."""
+    if torch.torch_version.TorchVersion(torch.__version__) < (2, 6):
+        return contextlib.nullcontext()
+    scalar = type(np.float64(0)).__reduce__(np.float64(0))[0]
+    dtypes = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
+    # Files are written by numpy 1 and 2, which have the function at different places.
+    places = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    return torch.serialization.safe_globals([*((scalar, place) for place in places), np.dtype, *dtypes])
+
+
 def tensors_of(checkpoint: Any) -> dict[str, Tensor]:
     """The state dict inside any of the usual containers.
 
-    Looks for ``state_dict``, ``module`` (DeepSpeed) and ``model``, in this order, and drops the ``module.`` prefix
-    that data-parallel wrappers leave.
+    Goes into ``state_dict``, ``module`` (DeepSpeed) and ``model``, in this order and as deep as they are nested, and
+    drops the ``module.`` prefix that data-parallel wrappers leave. What lies beside it (optimizer, schedule, meta
+    data) is not looked at.
 
     Raises:
-        CheckpointError: when there are no named tensors.
+        CheckpointError: when there are no named tensors, or only the empty ones of a sharded DeepSpeed training.
     """
-    for key in ("state_dict", "module", "model"):
-        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
+    while isinstance(checkpoint, Mapping):
+        inside = (checkpoint[key] for key in _CONTAINERS if isinstance(checkpoint.get(key), Mapping))
+        if (inner := next(inside, None)) is None:
             break
+        checkpoint = inner
     tensors = {}
     if isinstance(checkpoint, Mapping):
         tensors = {str(k): v for k, v in checkpoint.items() if isinstance(v, Tensor)}
     if not tensors:
         raise CheckpointError("the checkpoint holds no named tensors; it must be a state dict or a container of one.")
+    if empty := [name for name, tensor in tensors.items() if not tensor.numel()]:
+        raise CheckpointError(
+            f"{len(empty)} of {len(tensors)} tensors of the checkpoint are empty ({empty[0]} first), as DeepSpeed's "
+            "ZeRO stage 3 leaves them in the file of the model; consolidate its folder with the zero_to_fp32.py there."
+        )
     if all(k.startswith("module.") for k in tensors):
         tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
     return tensors
 
 
-def write_atomically(path: str | os.PathLike, write: Any) -> None:
-    """Writes a file so that it is there whole or not at all.
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[str]:
+    """The name of a temporary file that becomes ``path`` at the end, or vanishes with an exception.
 
     Args:
-        path: where to; its folder must exist.
-        write: called with the open binary file.
+        path: where the file shall be; its folder must exist.
     """
     path = os.fspath(path)
     fd, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=f".{os.path.basename(path)}.")
+    os.close(fd)
     try:
-        with os.fdopen(fd, "wb") as f:
-            write(f)
-            f.flush()
+        yield temporary
+        with open(temporary, "rb+") as f:
             os.fsync(f.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
@@ -122,3 +151,14 @@ def write_atomically(path: str | os.PathLike, write: Any) -> None:
         if os.path.exists(temporary):
             os.remove(temporary)
         raise
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes a file so that it is there whole or not at all.
+
+    Args:
+        path: where to; its folder must exist.
+        write: called with the open binary file.
+    """
+    with atomic_path(path) as temporary, open(temporary, "wb") as f:
+        write(f)

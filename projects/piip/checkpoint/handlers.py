@@ -17,9 +17,10 @@ from iopath.common.file_io import PathManager as PathManagerBase
 from ..errors import CheckpointError, DownloadError, did_you_mean
 from .download import fetch_from_hub, fetch_url
 
-__all__ = ["SCHEMES", "ReleasedWeights", "register_handlers", "resolve"]
+__all__ = ["INDEX", "SCHEMES", "ReleasedWeights", "register_handlers", "resolve"]
 
 SCHEMES = ("piip://", "lsnet://", "timm://")
+INDEX = ".index.json"  # ends the name of the file that lists the parts of a checkpoint in several files
 
 _REPOSITORIES = {"piip://": "OpenGVLab/PIIP", "lsnet://": "jameslahm/lsnet"}
 _WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors")
@@ -29,7 +30,7 @@ def resolve(uri: str | os.PathLike) -> str:
     """The local file of a path or address, downloaded into the cache when it is not there yet.
 
     Args:
-        uri: a local path; ``piip://detection/NAME.pth`` (a file of the released PIIP models), ``lsnet://NAME`` (of
+        uri: a local path, also of a folder with an index of several files; ``piip://detection/NAME.pth`` (a file of the released PIIP models), ``lsnet://NAME`` (of
             the released LSNet models), ``timm://model.tag`` (timm's pretrained weights), ``http(s)://``, or anything
             else that Detectron2's ``PathManager`` knows, such as ``detectron2://``.
 
@@ -73,7 +74,7 @@ class ReleasedWeights(PathHandler):
             return _timm(name, path)
         if not name:
             raise CheckpointError(f"address {path!r} names no file; write {scheme}://NAME.pth.")
-        filename = name if name.endswith(_WEIGHT_FILES) else f"{name}.pth"
+        filename = name if name.endswith((*_WEIGHT_FILES, INDEX)) else f"{name}.pth"
         return fetch_from_hub(_REPOSITORIES[f"{scheme}://"], [filename], path)
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO:
@@ -119,6 +120,9 @@ def _local(uri: str) -> str:
     if path.is_file():
         return str(path)
     if path.is_dir():
+        # Of two formats of the same weights, safetensors.
+        if indexes := sorted(path.glob(f"*{INDEX}"), key=lambda p: ("safetensors" in p.name, p.name)):
+            return str(indexes[-1])
         inside = sorted(p.name for p in path.iterdir() if p.suffix in (*_WEIGHT_FILES, ".pkl"))
         found = f"name one of its files: {', '.join(inside[:5])}" if inside else "it holds no weight files"
         raise CheckpointError(f"checkpoint {uri!r} is a folder; {found}.")

@@ -1,0 +1,76 @@
+"""Building models without memory for their weights, to count them or to load them part by part."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from omegaconf.errors import MissingMandatoryValue
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..errors import ConfigError
+
+__all__ = ["build_on_meta", "build_without_weights"]
+
+
+def build_on_meta(model: Any) -> nn.Module:
+    """Instantiates the ``model`` section of a config, or a node of it, with all tensors on the meta device.
+
+    Raises:
+        ConfigError: when the config leaves a value open.
+    """
+    with torch.device("meta"), _WithoutValues():
+        return _instantiate(model)
+
+
+def build_without_weights(model: Any) -> nn.Module:
+    """The same with only the parameters on the meta device: buffers, which no checkpoint may hold, have their values.
+
+    :func:`piip.checkpoint.load_weights` gives the parameters their memory.
+
+    Raises:
+        ConfigError: when the config leaves a value open.
+    """
+    with _parameters_on_meta(), _WithoutValues():
+        return _instantiate(model)
+
+
+def _instantiate(model: Any) -> nn.Module:
+    try:
+        return instantiate(model)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no value; set it in the config or as {error.full_key}=...") from error
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Every parameter loses its memory when a module takes it."""
+
+    def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:  # a parameter that two modules share stays shared
+            return parameter
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _WithoutValues(TorchDispatchMode):
+    """Leaves out what only fills meta tensors with values: nothing comes of it, and it takes most of the time."""
+
+    _FILLING = frozenset(["add_", "clamp_", "copy_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_"])
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func.overloadpacket.__name__ in self._FILLING and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
