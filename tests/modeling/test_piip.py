@@ -28,6 +28,9 @@ CASES = [
     "tsb_1120_896_448_in320x320",
     "tsb_1120_896_448_in224x352_b2",
     "baseline_deit_vit_b",
+    "baseline_convnext_b",
+    "convnext_tsb_1024_672_448_in256x384",
+    "convnext_tsb_1024_672_448_in320x224_b2",
 ]
 
 
@@ -65,9 +68,10 @@ def test_matches_reference(name):
     assert len(outputs) == len(case["outputs"])
     for got, record in zip(outputs.values(), case["outputs"], strict=True):
         reference.assert_matches(got, record, rtol=1e-5)
-    # The released three-branch DINO class carries a finest level that it never uses.
-    fpn1 = sum(math.prod(s) for k, s, _ in case["state_dict"] if k.startswith("fpn1.") and len(outputs) == 3)
-    assert sum(p.numel() for p in model.parameters()) + fpn1 == case["param_count"]
+    # The released three-branch DINO class carries a finest level that it never uses, ConvNeXt a final norm.
+    unused = ("fpn1.",) if len(outputs) == 3 else ("convnext_model.layernorm.",)
+    rest = sum(math.prod(s) for k, s, _ in case["state_dict"] if any(part in k for part in unused))
+    assert sum(p.numel() for p in model.parameters()) + rest == case["param_count"]
 
 
 def test_intermediate_tensors_match_reference():

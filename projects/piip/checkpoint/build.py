@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from ..errors import ConfigError, did_you_mean
-from ..modeling.branches import Branch, InternViTBranch, ViTBranch
+from ..modeling.branches import Branch, ConvNeXtBranch, InternViTBranch, ViTBranch
 from ..modeling.piip import PIIP
 from ..modeling.single_branch import SingleBranch
 
@@ -21,6 +22,14 @@ _WITHOUT_EFFECT = {
     "type", "pretrained", "pretrain_patch_size", "with_fpn", "with_cp", "output_dtype", "cal_flops", "norm_layer",
     "out_indices", "use_flash_attn", "layerscale_force_fp32", "freeze_vit", "init_cfg", "norm_cfg",
 }  # fmt: skip
+
+# Depths and first width of the ConvNeXt sizes; every stage doubles the width.
+_CONVNEXTS = {
+    "tiny": ((3, 3, 9, 3), 96),
+    "small": ((3, 3, 27, 3), 96),
+    "base": ((3, 3, 27, 3), 128),
+    "large": ((3, 3, 27, 3), 192),
+}
 
 # Arguments of the released classes that no released config sets to anything else.
 _FIXED = {"drop_rate": 0, "attn_drop_rate": 0, "in_chans": 3, "qk_scale": None}
@@ -37,7 +46,7 @@ def build_from_official(class_name: str, args: Mapping[str, Any]) -> nn.Module:
 
     Args:
         class_name: ``PIIPTwoBranch``, ``PIIPThreeBranch``, ``PIIPFourBranch``, or a single-branch baseline:
-            ``vit_models`` (DeiT kind), ``InternViT6B``.
+            ``vit_models`` (DeiT kind), ``InternViT6B``, ``ConvNextHFWrapper``.
         args: constructor arguments as in the released config.
 
     Returns:
@@ -122,6 +131,30 @@ def _internvit(settings: Mapping[str, Any]) -> InternViTBranch:
     )
 
 
+def _convnext(settings: Mapping[str, Any]) -> ConvNeXtBranch:
+    settings = dict(settings)
+    pretrained = settings.get("pretrained") or ""
+    size = re.search(r"(?:^|/)convnext-(\w+)-", pretrained)
+    if size is None or size[1] not in _CONVNEXTS:
+        raise ConfigError(
+            f"pretrained={pretrained!r} names no known ConvNeXt; known are "
+            f"{[f'facebook/convnext-{name}-224' for name in _CONVNEXTS]}."
+        )
+    for name in ("real_size", "with_simple_fpn", "single_branch"):
+        settings.pop(name, None)  # of the single-branch baseline, which returns the maps of its stages as they are
+    ratios = settings.pop("downsample_ratios", None)
+    depths, width = _CONVNEXTS[size[1]]
+    branch = ConvNeXtBranch(
+        depths, [width * 2**stage for stage in range(4)], drop_path_rate=settings.pop("drop_path_rate", 0.0)
+    )
+    if ratios is not None and list(ratios) != branch.strides:
+        raise ConfigError(
+            f"downsample_ratios={list(ratios)} do not belong to {pretrained}, whose {branch.num_blocks} blocks have "
+            f"the strides {branch.strides}."
+        )
+    return _finished(branch, settings)
+
+
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     """Takes out what all transformers share."""
     depth = settings.pop("depth")
@@ -151,8 +184,8 @@ def _finished(branch: Branch, rest: Mapping[str, Any]) -> Any:
     return branch
 
 
-_KINDS = {"deit": _deit}
-_SINGLE_CLASSES = {"vit_models": _deit, "InternViT6B": _internvit}
+_KINDS = {"deit": _deit, "convnext": _convnext}
+_SINGLE_CLASSES = {"vit_models": _deit, "InternViT6B": _internvit, "ConvNextHFWrapper": _convnext}
 
 
 def _check_used(owner: str, rest: Mapping[str, Any]) -> None:

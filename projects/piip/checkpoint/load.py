@@ -15,7 +15,7 @@ from ..modeling.branches import Branch
 from ..modeling.piip import PIIP
 from .files import read_checkpoint, tensors_of
 from .handlers import resolve
-from .official import describe, official_names
+from .official import UNUSED, describe, official_names, upstream_name
 from .resize import resize_patch_embed, resize_pos_embed
 
 __all__ = ["LoadReport", "adapt_to_checkpoint", "load_branch", "load_official", "load_pretrained", "load_weights"]
@@ -95,6 +95,7 @@ def load_official(module: nn.Module, state_dict: Mapping, strict: bool = True) -
     # Three-branch DINO detectors carry the finest deconvolution without using it.
     known = set(names.values())
     ignored += [k for k in tensors if k.removeprefix("backbone.").startswith("fpn1.") and k not in known]
+    ignored += [k for k in tensors if UNUSED.search(k)]
     for name in ignored:
         tensors.pop(name, None)
     ours = {name: tensors[official] for name, official in names.items() if official in tensors}
@@ -169,7 +170,7 @@ def load_branch(branch: Branch, tensors: Mapping[str, Tensor], source: str = "ch
     """
     own = branch.state_dict()
     official = {theirs: ours for ours, theirs in official_names(branch).items()}
-    ours = {official.get(name, name): tensor for name, tensor in tensors.items()}
+    ours = {official.get(upstream_name(name), name): tensor for name, tensor in tensors.items()}
     report = LoadReport(ignored=[name for name in ours if name not in own])
     try:
         return _load(branch, {k: v for k, v in ours.items() if k in own}, report, own, tensors, False, enough=0.75)

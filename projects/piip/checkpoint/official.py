@@ -11,17 +11,40 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..modeling.branches import Branch, InternViTBranch, ViTBranch
+from ..modeling.branches import Branch, ConvNeXtBranch, InternViTBranch, TimmBranch, ViTBranch
 from ..modeling.interaction import InteractionUnit
 from ..modeling.piip import PIIP
 from ..modeling.single_branch import SingleBranch
 
-__all__ = ["describe", "official_names"]
+__all__ = ["UNUSED", "describe", "official_names", "upstream_name"]
+
+# What released checkpoints carry without any use, and our models do not have.
+UNUSED = re.compile(r"(?:^|\.)convnext_model\.layernorm\.")
+
+# Names of the libraries that the released code takes pretrained networks from -> names of released checkpoints.
+_UPSTREAM = [
+    (r"^(?:convnext\.)?(embeddings|encoder)\.(?=patch_embeddings\.|layernorm\.|stages\.)", r"convnext_model.\1.")
+]
 
 # One entry per branch family; a family without its own has the rules of the class that it derives from.
 _BRANCHES: dict[type[Branch], list] = {
     ViTBranch: [(r"\.ls([12])\.gamma$", r".gamma_\1")],
     InternViTBranch: [],
+    ConvNeXtBranch: [
+        (r"^stem\.0\.", "convnext_model.embeddings.patch_embeddings."),
+        (r"^stem\.1\.", "convnext_model.embeddings.layernorm."),
+        (r"^stages\.(\d+)\.downsample\.", r"convnext_model.encoder.stages.\1.downsampling_layer."),
+        *(
+            (rf"^stages\.(\d+)\.blocks\.(\d+)\.{ours}\b", rf"convnext_model.encoder.stages.\1.layers.\2.{theirs}")
+            for ours, theirs in (
+                ("conv_dw", "dwconv"),
+                ("norm", "layernorm"),
+                (r"mlp\.fc1", "pwconv1"),
+                (r"mlp\.fc2", "pwconv2"),
+                ("gamma", "layer_scale_parameter"),
+            )
+        ),
+    ],
 }
 _INJECTOR = [
     (r"^gamma_attn$", "ca_gamma"),
@@ -74,6 +97,11 @@ def official_names(module: nn.Module) -> dict[str, str]:
     raise TypeError(f"{type(module).__name__} contains no backbone that has released checkpoints")
 
 
+def upstream_name(name: str) -> str:
+    """The released name of an entry of a pretrained file (``transformers``' ConvNeXt has another beginning)."""
+    return _rename(name, _UPSTREAM)
+
+
 def describe(tensors: Mapping[str, Tensor]) -> str:
     """Says in words which model tensors belong to, by released or by our names."""
     widths: dict[str, int] = {}
@@ -98,6 +126,8 @@ def _rename(name: str, rules: list) -> str:
 
 def _branch_name(name: str, branch: Branch) -> str:
     """The first rule of the branch's family that matches; timm's own names where the family has none."""
+    if isinstance(branch, TimmBranch):
+        return branch.timm_name(name)
     return _rename(name, next((_BRANCHES[kind] for kind in type(branch).__mro__ if kind in _BRANCHES), []))
 
 

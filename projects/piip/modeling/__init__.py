@@ -1,7 +1,15 @@
 """Models: image -> pyramid -> branches -> interaction -> merging -> necks."""
 
 from .. import needs_detectron2  # noqa: F401
-from .branches import Branch, InternViTBranch, ViTBranch
+from .branches import (
+    BEiTBranch,
+    Branch,
+    ConvNeXtBranch,
+    InternViTBranch,
+    TimmBranch,
+    UniPerceiverBranch,
+    ViTBranch,
+)
 from .interaction import InteractionUnit
 from .merging import BranchMerge
 from .necks import FPN, ChannelMapper, SimplePyramidNeck
@@ -12,13 +20,17 @@ from .single_branch import SingleBranch
 __all__ = [
     "FPN",
     "PIIP",
+    "BEiTBranch",
     "Branch",
     "BranchMerge",
     "ChannelMapper",
+    "ConvNeXtBranch",
     "InteractionUnit",
     "InternViTBranch",
     "SimplePyramidNeck",
     "SingleBranch",
+    "TimmBranch",
+    "UniPerceiverBranch",
     "ViTBranch",
     "image_pyramid",
 ]

@@ -6,25 +6,28 @@ from collections.abc import Sequence
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import Backbone
-from torch import Tensor
+from torch import Tensor, nn
 
 from .branches import Branch
-from .necks import SimplePyramidNeck
+from .necks import SimplePyramidNeck, StageNeck
 from .pyramid import check_input
 
 __all__ = ["SingleBranch"]
 
 
 class SingleBranch(Backbone):
-    """A branch, all of its blocks, and the simple feature pyramid.
+    """A branch, all of its blocks, and a map per stage or the simple feature pyramid.
+
+    A branch in stages returns what every stage ends with, as it is. From a branch whose grid does not change, the four
+    maps are made of its only one.
 
     Args:
-        branch: any branch whose grid does not change between blocks.
-        out_features: output maps, some of ``c2`` ... ``c5`` (strides 4 ... 32 for 16-pixel patches).
+        branch: any branch.
+        out_features: output maps, some of ``c2`` ... ``c5`` (strides 4 ... 32).
         size_divisibility: what padded batches must be a multiple of, in pixels.
 
     Shape:
-        (B, 3, H, W) -> c2 (B, C, H/4, W/4) ... c5 (B, C, H/32, W/32)
+        (B, 3, H, W) -> c2 (B, C, H/4, W/4) ... c5 (B, C, H/32, W/32), where C is the width of the branch or stage.
     """
 
     def __init__(
@@ -35,13 +38,23 @@ class SingleBranch(Backbone):
     ) -> None:
         super().__init__()
         self.branch = branch
-        self.neck = SimplePyramidNeck(branch.out_channels[-1], branch.strides[-1], out_features, norm="LN")
+        # The last block of every stage.
+        self.ends = [i for i, s in enumerate(branch.strides) if s != (*branch.strides, None)[i + 1]]
+        widths, strides = ([values[i] for i in self.ends] for values in (branch.out_channels, branch.strides))
+        if len(self.ends) == 1:
+            self.neck: nn.Module = SimplePyramidNeck(widths[0], strides[0], out_features, norm="LN")
+        else:
+            self.neck = StageNeck(widths, strides, out_features)
         self._size_divisibility = size_divisibility
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        check_input(image, self.branch.embed_stride)
-        state = self.branch.run(self.branch.embed(image), 0, self.branch.num_blocks)
-        return self.neck(state.tokens.transpose(1, 2).unflatten(2, state.grid_size))
+        check_input(image, self.branch.strides[-1])
+        state, maps, start = self.branch.embed(image), [], 0
+        for end in self.ends:
+            state = self.branch.run(state, start, end + 1)
+            maps.append(state.tokens.transpose(1, 2).unflatten(2, state.grid_size))
+            start = end + 1
+        return self.neck(maps if len(maps) > 1 else maps[0])
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of every output map."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from timm.models.convnext import ConvNeXt
 from torch import Tensor
 
@@ -74,7 +75,7 @@ class ConvNeXtBranch(StagedBranch):
         self.use_act_checkpoint = use_act_checkpoint
 
     def embed_map(self, image: Tensor) -> Tensor:
-        return self.stem(image)
+        return self.stem(image.contiguous(memory_format=torch.channels_last))
 
     def run_step(self, x: Tensor, index: int) -> Tensor:
         return self.get_submodule(self._paths[index])(x)

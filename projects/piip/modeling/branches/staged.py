@@ -47,12 +47,16 @@ class StagedBranch(Branch):
     def run(self, state: BranchState, start: int, stop: int) -> BranchState:
         x = state.tokens.unflatten(1, state.grid_size)
         x = x if self.channels_last else x.permute(0, 3, 1, 2)
+        return self._state(self.run_steps(x, start, stop))
+
+    def run_steps(self, x: Tensor, start: int, stop: int, *context: object) -> Tensor:
+        """Runs steps on a map; ``context`` is handed to every one of them."""
         for index in range(start, stop):
             if self.use_act_checkpoint and self.training:
-                x = checkpoint(self.run_step, x, index, use_reentrant=False)
+                x = checkpoint(self.run_step, x, index, *context, use_reentrant=False)
             else:
-                x = self.run_step(x, index)
-        return self._state(x)
+                x = self.run_step(x, index, *context)
+        return x
 
     def _state(self, x: Tensor) -> BranchState:
         x = x if self.channels_last else x.permute(0, 2, 3, 1)
