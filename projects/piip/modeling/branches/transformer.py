@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import ConfigError
+from ...layers.attention import grid_attention
 from .base import Branch, BranchState, check_rate
 
-__all__ = ["ACTIVATIONS", "TransformerBranch", "init_linears", "linear_rates"]
+__all__ = ["ACTIVATIONS", "TransformerBranch", "init_linears", "linear_rates", "position_grid", "resample_positions"]
 
 # "gelu_tanh" is what the released "fused" MLPs compute.
 ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh")}
@@ -23,7 +24,8 @@ ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"
 class TransformerBranch(Branch):
     """A transformer with ``blocks`` that all have one width and work on the grid of the patches.
 
-    A family makes its own embedding and its blocks, and says with :meth:`run_block` what a block computes.
+    A family makes its own embedding and its blocks. These have the parts of timm's blocks, which run here around
+    attention in windows; what differs in a family's attention goes into :meth:`attend`.
 
     Args:
         embed_dim: width C.
@@ -40,6 +42,7 @@ class TransformerBranch(Branch):
     """
 
     blocks: nn.ModuleList
+    pad_after_qkv = False
 
     def __init__(
         self,
@@ -70,9 +73,23 @@ class TransformerBranch(Branch):
         self.weights = weights
         self.use_act_checkpoint = use_act_checkpoint
 
-    @abstractmethod
     def run_block(self, x: Tensor, index: int, grid_size: tuple[int, int]) -> Tensor:
         """Runs one block on tokens (B, N, C)."""
+        block = self.blocks[index]
+        attended = block.attn.proj(self.attend(block.attn, block.norm1(x), index, grid_size))
+        x = x + block.drop_path1(block.ls1(attended))
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+    def attend(self, attn: nn.Module, x: Tensor, index: int, grid_size: tuple[int, int]) -> Tensor:
+        """The attention of one block up to its output projection, on normalised tokens (B, N, C)."""
+
+        def project(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            q, k, v = attn.qkv(tokens).chunk(3, dim=-1)
+            return attn.q_norm(q), attn.k_norm(k), v
+
+        # Padded tokens are as good as gone: they need no output projection.
+        window = self.window_sizes[index]
+        return grid_attention(x, grid_size, window, project, self.num_heads, None, self.pad_after_qkv)
 
     def run(self, state: BranchState, start: int, stop: int) -> BranchState:
         x = state.tokens
@@ -96,6 +113,30 @@ class TransformerBranch(Branch):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.use_act_checkpoint = enable
+
+
+def position_grid(pretrain_img_size: int, patch_size: int) -> tuple[int, int]:
+    """The grid of the positions of a model for images of ``pretrain_img_size`` pixels per side.
+
+    Raises:
+        ConfigError: when the images are smaller than a patch.
+    """
+    if pretrain_img_size < patch_size:
+        raise ConfigError(f"pretrain_img_size={pretrain_img_size} must be at least patch_size={patch_size}.")
+    return (pretrain_img_size // patch_size,) * 2
+
+
+def resample_positions(pos: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """A position embedding on another grid, bicubically and in float32, as the released models do in every pass.
+
+    Shape:
+        pos (1, old_h*old_w, C) -> (1, new_h*new_w, C)
+    """
+    if old == new:
+        return pos
+    pos = pos.float().transpose(1, 2).unflatten(2, old)
+    pos = F.interpolate(pos, size=new, mode="bicubic", align_corners=False)
+    return pos.flatten(2).transpose(1, 2)
 
 
 def linear_rates(rate: float, depth: int) -> list[float]:

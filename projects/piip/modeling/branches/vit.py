@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from timm.layers import PatchEmbed, trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ...layers.attention import grid_attention
 from .base import BranchState, check_rate
-from .transformer import ACTIVATIONS, TransformerBranch, init_linears
+from .transformer import ACTIVATIONS, TransformerBranch, init_linears, position_grid, resample_positions
 
 __all__ = ["ViTBranch"]
 
@@ -85,8 +83,6 @@ class ViTBranch(TransformerBranch):
             raise ConfigError(f"drop_path_rate has {len(rates)} values for {depth} blocks; give one, or one per block.")
         for rate in rates:
             check_rate("drop_path_rate", rate)
-        if pretrain_img_size < patch_size:
-            raise ConfigError(f"pretrain_img_size={pretrain_img_size} must be at least patch_size={patch_size}.")
         for name, value, known in (("activation", activation, ACTIVATIONS), ("norm", norm, _NORMS)):
             if value not in known:
                 raise ConfigError(f"{name}={value!r} is unknown; use one of {sorted(known)}.")
@@ -94,7 +90,7 @@ class ViTBranch(TransformerBranch):
         self.patch_embed = PatchEmbed(
             img_size=None, patch_size=patch_size, embed_dim=embed_dim, flatten=False, strict_img_size=False
         )
-        self.pos_grid = (pretrain_img_size // patch_size,) * 2
+        self.pos_grid = position_grid(pretrain_img_size, patch_size)
         rows = self.leading_positions + self.pos_grid[0] ** 2
         self.pos_embed = nn.Parameter(torch.zeros(1, rows, embed_dim))
         norm_layer = partial(_NORMS[norm], eps=1e-6)
@@ -122,27 +118,5 @@ class ViTBranch(TransformerBranch):
         self.check_image(image)
         x = self.patch_embed.proj(image)
         grid = (x.shape[2], x.shape[3])
-        return BranchState(x.flatten(2).transpose(1, 2) + self._position(grid).to(x.dtype), grid)
-
-    def _position(self, grid: tuple[int, int]) -> Tensor:
-        """The position embedding on another grid, (1, h*w, C)."""
-        pos = self.pos_embed[:, self.leading_positions :]
-        if grid == self.pos_grid:
-            return pos
-        pos = pos.float().transpose(1, 2).unflatten(2, self.pos_grid)
-        pos = F.interpolate(pos, size=grid, mode="bicubic", align_corners=False)
-        return pos.flatten(2).transpose(1, 2)
-
-    def run_block(self, x: Tensor, index: int, grid_size: tuple[int, int]) -> Tensor:
-        block = self.blocks[index]
-        attended = self._attention(block.attn, block.norm1(x), grid_size, self.window_sizes[index])
-        x = x + block.drop_path1(block.ls1(attended))
-        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-
-    def _attention(self, attn: nn.Module, x: Tensor, grid_size: tuple[int, int], window: int) -> Tensor:
-        def project(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            q, k, v = attn.qkv(tokens).chunk(3, dim=-1)
-            return attn.q_norm(q), attn.k_norm(k), v
-
-        # Padded tokens are as good as gone: they need no output projection.
-        return attn.proj(grid_attention(x, grid_size, window, project, self.num_heads, None, self.pad_after_qkv))
+        pos = resample_positions(self.pos_embed[:, self.leading_positions :], self.pos_grid, grid)
+        return BranchState(x.flatten(2).transpose(1, 2) + pos.to(x.dtype), grid)

@@ -1,0 +1,146 @@
+"""BEiT transformers, whose attention knows positions by a relative bias alone, as branches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ...layers.attention import grid_attention
+from .base import BranchState
+from .transformer import TransformerBranch, init_linears, linear_rates, position_grid
+
+__all__ = ["BEiTBranch", "relative_position_index"]
+
+
+class BEiTBranch(TransformerBranch):
+    """A BEiT: patch embedding without positions, and blocks whose attention adds a learned bias per offset and head.
+
+    Source: PIIP released models; BEiT (arXiv:2106.08254), BEiT v2 (arXiv:2208.06366). Every block has its own table of
+    biases, made for the side of its window: a block with global attention works on one grid only.
+
+    Args:
+        embed_dim: width C.
+        depth: number of blocks.
+        num_heads: attention heads; must divide ``embed_dim``.
+        mlp_ratio: hidden width of the MLP relative to ``embed_dim``.
+        patch_size: pixels per side of a patch.
+        pretrain_img_size: pixels per side of the images that blocks with global attention work on.
+        window_size: tokens per side of the attention windows, 0 for global attention; one number for all blocks
+            or one per block.
+        layer_scale_init: initial value of the residual scales.
+        drop_path_rate: stochastic depth rate of the last block; it starts with 0 in the first.
+        weights: where the pretrained weights are, see :class:`~.base.Branch`.
+        use_act_checkpoint: recompute block activations in the backward pass.
+
+    Shape:
+        embed: (B, 3, H, W) -> tokens (B, h*w, C) with h = H // patch_size, w = W // patch_size; up to
+        ``patch_size - 1`` trailing pixels are dropped, as in the released models.
+
+    Raises:
+        ConfigError: for sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        patch_size: int = 16,
+        pretrain_img_size: int = 224,
+        window_size: int | Sequence[int] = 0,
+        layer_scale_init: float = 1e-6,
+        drop_path_rate: float = 0.0,
+        weights: str | None = None,
+        use_act_checkpoint: bool = False,
+    ) -> None:
+        super().__init__(embed_dim, depth, num_heads, patch_size, window_size, weights, use_act_checkpoint)
+        side = position_grid(pretrain_img_size, patch_size)[0]
+        self.patch_embed = PatchEmbed(
+            img_size=None, patch_size=patch_size, embed_dim=embed_dim, flatten=False, strict_img_size=False
+        )
+        self.blocks = nn.ModuleList(
+            Block(
+                embed_dim,
+                num_heads,
+                mlp_ratio=mlp_ratio,
+                init_values=layer_scale_init,
+                drop_path=rate,
+                norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            )
+            for rate in linear_rates(drop_path_rate, depth)
+        )
+        for block, window in zip(self.blocks, self.window_sizes, strict=True):
+            block.attn = _Attention(embed_dim, num_heads, window or side)
+        init_linears(self.blocks)
+
+    def embed(self, image: Tensor) -> BranchState:
+        self.check_image(image)
+        x = self.patch_embed.proj(image)
+        return BranchState(x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3]))
+
+    def attend(self, attn: nn.Module, x: Tensor, index: int, grid_size: tuple[int, int]) -> Tensor:
+        window = self.window_sizes[index]
+        if not window and grid_size != (attn.side, attn.side):
+            raise ConfigError(
+                f"block {index} of a BEiT branch has global attention with positions for {attn.side} x {attn.side} "
+                f"tokens, and the grid is {grid_size[0]} x {grid_size[1]}; set window_size, or pretrain_img_size to "
+                "the size of the branch's images."
+            )
+        return grid_attention(x, grid_size, window, attn.project, self.num_heads, attn.bias())
+
+
+class _Attention(nn.Module):
+    """The parameters of BEiT's attention on ``side`` x ``side`` tokens, by their released names."""
+
+    def __init__(self, dim: int, num_heads: int, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * side - 1) ** 2, num_heads))
+        self.proj = nn.Linear(dim, dim)
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        # A bias of the keys would change nothing but the sum of all logits of a query.
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return F.linear(tokens, self.qkv.weight, bias).chunk(3, dim=-1)
+
+    def bias(self) -> Tensor:
+        """What is added to the logits, (heads, side*side queries, side*side keys)."""
+        return _by_pair(self.relative_position_bias_table)
+
+
+def _by_pair(table: Tensor) -> Tensor:
+    """Lays a table of values per offset out for every pair of tokens.
+
+    The table's rows are the offsets from key to query, -(side - 1) to side - 1 in either direction, row by row.
+
+    Shape:
+        ((2*side-1)**2, heads) -> (heads, side*side queries, side*side keys)
+    """
+    span = math.isqrt(table.shape[0])
+    side = (span + 1) // 2
+    # Read backwards, the offsets that one query needs for all keys are a window of the table: views instead of an index
+    # whose gradient would add up hundreds of values per entry.
+    windows = table.unflatten(0, (span, span)).flip(0, 1).unfold(0, side, 1).unfold(1, side, 1)
+    return windows.flip(0, 1).permute(2, 0, 1, 3, 4).reshape(table.shape[1], side**2, side**2)
+
+
+def relative_position_index(side: int) -> Tensor:
+    """Which row of a table belongs to every pair of tokens; released checkpoints store it beside the table.
+
+    Shape:
+        (side*side queries, side*side keys), int64
+    """
+    return _by_pair(torch.arange((2 * side - 1) ** 2).unsqueeze(1))[0]
