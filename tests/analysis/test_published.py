@@ -6,13 +6,14 @@ import csv
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
 from torch import nn
 
 from piip.analysis import Cost, build_on_meta, published_cost
 from piip.errors import ConfigError
 from piip.model_zoo.table import measure
 from piip.model_zoo.zoo import get_config, published
-from piip.modeling import PIIP, SingleBranch, ViTBranch
+from piip.modeling import PIIP, ConvNeXtBranch, SingleBranch, ViTBranch
 from piip.modeling.branches import Branch
 from tests.reference import GOLDENS
 
@@ -68,6 +69,19 @@ def test_single_branch_by_hand() -> None:
     per_token = 16 * 16 * 3 * 8 + 8 + 2 * (12 * 8 * 8 + 2 * 2 * 8) + 2 * 8 * (9 + 49)
     assert cost["branch"].macs == 49 * per_token
     assert cost["classifier"] == Cost(2 * 8 + 9 * 1000, 2 * 8 * 49 + 8 * 1000)
+
+
+def test_convnext_is_counted_without_norms_and_classifier() -> None:
+    branch = ConvNeXtBranch((1, 1, 1, 1), (8, 16, 32, 64))
+    stem = 16**2 * 8 * (4 * 4 * 3 + 1)
+    blocks = sum(
+        side**2 * (d * (49 + 1) + 2 * 4 * d * d) for side, d in zip((16, 8, 4, 2), (8, 16, 32, 64), strict=True)
+    )
+    halvings = sum(side**2 * d * (4 * d // 2 + 1) for side, d in zip((8, 4, 2), (16, 32, 64), strict=True))
+    params = sum(p.numel() for p in branch.parameters())
+    assert published_cost(SingleBranch(branch), resolution=64) == {"branch": Cost(params, stem + blocks + halvings)}
+    base = build_on_meta(L(ConvNeXtBranch)(depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024)))
+    assert f"{published_cost(SingleBranch(base))['branch'].macs / 1e9:.1f}" == "321.0"
 
 
 def test_dense_interactions_by_hand() -> None:

@@ -27,7 +27,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..layers import DeformAttn
 from ..modeling import PIIP, SingleBranch
-from ..modeling.branches import Branch, ViTBranch
+from ..modeling.branches import Branch, ConvNeXtBranch, ViTBranch
 from ..modeling.interaction import Injector, InteractionUnit
 from .cost import Cost
 
@@ -59,7 +59,10 @@ def published_cost(model: nn.Module, resolution: int = 1024) -> dict[str, Cost]:
     if isinstance(backbone, SingleBranch):
         branch = backbone.branch
         side = resolution // branch.embed_stride
-        return {"branch": branch_cost(branch, side), "classifier": _classifier(branch.out_channels[-1], side)}
+        parts = {"branch": branch_cost(branch, side)}
+        if not isinstance(branch, ConvNeXtBranch):  # counted in the detector, and nothing else of it
+            parts["classifier"] = _classifier(branch.out_channels[-1], side)
+        return parts
     branches = list(backbone.branches)
     sides = [r // b.embed_stride for r, b in zip(backbone.resolutions, branches, strict=True)]
     parts = {
@@ -95,6 +98,15 @@ def _vit_branch(branch: ViTBranch, side: int) -> Cost:
     # Queries times keys and weights times values; a window never looks further than its own side, padded or not.
     seen = [window**2 if window else tokens for window in branch.window_sizes]
     return Cost(params, macs + sum(2 * tokens * keys * width for keys in seen))
+
+
+@branch_cost.register(ConvNeXtBranch)
+def _convnext_branch(branch: ConvNeXtBranch, side: int) -> Cost:
+    # Its normalisations are classes of its own, which the counting hooks do not know.
+    macs = _hooked(branch.stem, side**2, norms=False)
+    for stage, stride in zip(branch.stages, sorted(set(branch.strides)), strict=True):
+        macs += _hooked(stage, (side * branch.embed_stride // stride) ** 2, norms=False)
+    return Cost(_params(branch), macs)
 
 
 def _unit(unit: InteractionUnit, fine: int, coarse: int) -> Cost:
@@ -145,7 +157,7 @@ def _params(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _hooked(module: nn.Module, positions: int) -> int:
+def _hooked(module: nn.Module, positions: int, norms: bool = True) -> int:
     """What counting hooks make of all layers of a module when each of them runs at so many positions."""
     per_position = 0
     for layer in module.modules():
@@ -154,6 +166,6 @@ def _hooked(module: nn.Module, positions: int) -> int:
         elif isinstance(layer, nn.Conv2d):
             taps = math.prod(layer.kernel_size) * layer.in_channels // layer.groups
             per_position += layer.out_channels * (taps + (layer.bias is not None))
-        elif isinstance(layer, nn.LayerNorm):
+        elif isinstance(layer, nn.LayerNorm) and norms:
             per_position += 2 * math.prod(layer.normalized_shape)
     return per_position * positions
