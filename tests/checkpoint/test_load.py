@@ -151,9 +151,12 @@ def test_own_checkpoints_of_the_wider_fourth_branch_are_found_again(tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (tiny((32, 64)), "2-branch PIIP of widths 32/64, the model is a 3-branch PIIP of widths 32/64/96"),
+        (
+            tiny((32, 64)),
+            "2-branch PIIP of widths 32/64 and .*, the model is a 3-branch PIIP of widths 32/64/96 and depths 2/2/2 ",
+        ),
         (tiny((48, 80, 128)), "3-branch PIIP of widths 48/80/128"),
-        (SingleBranch(ViTBranch(96, 2, 2)), "a single ViT of width 96"),
+        (SingleBranch(ViTBranch(96, 2, 2)), "a single network of width 96 and depth 2"),
         (nn.Linear(2, 2), "something else"),
     ],
 )
@@ -229,7 +232,7 @@ def test_pretrained_networks_go_to_the_branches_that_name_them(tmp_path):
     assert torch.equal(model.branches[0].state_dict()[key], timm_style[key])
     assert load_pretrained(nn.Linear(1, 1)).loaded == []
     model.branches[1].weights = str(tmp_path / "deit.pth")
-    with pytest.raises(CheckpointError, match=r"deit\.pth.*single ViT of width 32.*single ViT of width 64"):
+    with pytest.raises(CheckpointError, match=r"deit\.pth.*single network of width 32.*single network of width 64"):
         load_pretrained(model)
 
 

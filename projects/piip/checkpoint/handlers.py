@@ -30,9 +30,10 @@ def resolve(uri: str | os.PathLike) -> str:
     """The local file of a path or address, downloaded into the cache when it is not there yet.
 
     Args:
-        uri: a local path, also of a folder with an index of several files; ``piip://detection/NAME.pth`` (a file of the released PIIP models), ``lsnet://NAME`` (of
-            the released LSNet models), ``timm://model.tag`` (timm's pretrained weights), ``http(s)://``, or anything
-            else that Detectron2's ``PathManager`` knows, such as ``detectron2://``.
+        uri: a local path, also of a folder with an index of several files; ``piip://detection/NAME.pth`` (a file of the
+            released PIIP models), ``lsnet://NAME`` (of the released LSNet models), ``timm://model.tag`` (timm's
+            pretrained weights), ``http(s)://``, or anything else that Detectron2's ``PathManager`` knows, such as
+            ``detectron2://``.
 
     Returns:
         the path of an existing local file.

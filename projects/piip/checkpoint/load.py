@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..modeling.branches import Branch
-from ..modeling.piip import PIIP
-from .files import read_checkpoint, tensors_of
-from .handlers import resolve
-from .official import UNUSED, describe, official_names, upstream_name
+from .adapt import adapt_to_checkpoint
+from .describe import describe
+from .files import tensors_of
+from .large import check_memory, fill
+from .official import UNUSED, official_names, upstream_name
 from .resize import resize_patch_embed, resize_pos_embed
+from .weights import read_weights
 
-__all__ = ["LoadReport", "adapt_to_checkpoint", "load_branch", "load_official", "load_pretrained", "load_weights"]
+__all__ = ["LoadReport", "load_branch", "load_official", "load_pretrained", "load_weights", "match_weights"]
 
 logger = logging.getLogger(__name__)
-
-_FOUR = re.compile(r"(?:^|\.)(?:branch4|branches\.3)\.patch_embed\.proj\.weight$")
-_FINEST_OF_FOUR = re.compile(r"(?:^|\.)(?:branch4|branches\.0)\.patch_embed\.proj\.weight$")
 
 
 @dataclass
@@ -82,7 +80,14 @@ def load_official(module: nn.Module, state_dict: Mapping, strict: bool = True) -
         CheckpointError: when the checkpoint belongs to another model, or does not fit in strict mode; no weight is
             loaded then.
     """
-    tensors = tensors_of(state_dict)
+    fitted, report = _match_official(module, tensors_of(state_dict), strict)
+    fill(module, fitted)
+    return report
+
+
+def _match_official(
+    module: nn.Module, tensors: Mapping[str, Tensor], strict: bool
+) -> tuple[dict[str, Tensor], LoadReport]:
     if any(name.startswith("backbone.") for name in official_names(module).values()):
         if not any(name.startswith("backbone.") for name in tensors):
             tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
@@ -96,48 +101,70 @@ def load_official(module: nn.Module, state_dict: Mapping, strict: bool = True) -
     known = set(names.values())
     ignored += [k for k in tensors if k.removeprefix("backbone.").startswith("fpn1.") and k not in known]
     ignored += [k for k in tensors if UNUSED.search(k)]
-    for name in ignored:
-        tensors.pop(name, None)
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in ignored}
     ours = {name: tensors[official] for name, official in names.items() if official in tensors}
     unexpected = [name for name in tensors if name not in known]
-    return _load(module, ours, LoadReport(unexpected=unexpected, ignored=ignored), names, tensors, strict)
+    return _fit_all(module, ours, LoadReport(unexpected=unexpected, ignored=ignored), names, tensors, strict)
 
 
-def load_weights(model: nn.Module, source: str) -> LoadReport:
+def load_weights(model: nn.Module, source: str, device: str | torch.device = "cpu") -> LoadReport:
     """Loads weights into a model from a file or URI, whatever their format.
 
     Our own checkpoints, released PIIP checkpoints, Detectron2's and single pretrained networks are told apart by
     their names. Tensors of another shape (a head for other classes) are left out and reported.
 
+    A model whose parameters are on the meta device (:func:`piip.modeling.without_weights.build_without_weights`) gets
+    their memory here, tensor by tensor, so that nothing is ever held twice; the checkpoint must be complete then.
+
     Args:
         model: any model; released formats need one that contains a PIIP or SingleBranch backbone.
-        source: local path, ``http(s)://``, ``piip://``, ``lsnet://`` or ``timm://`` address.
+        source: local path (of a file, or of a folder with an index of several), ``http(s)://``, ``piip://``,
+            ``lsnet://`` or ``timm://`` address.
+        device: where parameters go that are on the meta device.
 
     Raises:
-        CheckpointError: when the file cannot be used for this model.
+        CheckpointError: when the file cannot be used for this model, or the memory is too small for its weights.
         DownloadError: when it cannot be fetched.
     """
-    tensors = tensors_of(read_checkpoint(resolve(source)))
-    adapt_to_checkpoint(model, tensors)
-    own = model.state_dict()
-    branches = [(f"{name}.", module) for name, module in model.named_modules() if isinstance(module, Branch)]
+    check_memory(model, device)
+    tensors = read_weights(source)
     try:
-        if sum(name in own for name in tensors) >= 0.5 * min(len(own), len(tensors)):
-            report = LoadReport(unexpected=[name for name in tensors if name not in own])
-            report = _load(model, {k: v for k, v in tensors.items() if k in own}, report, own, tensors, strict=False)
-        elif branches and "patch_embed.proj.weight" in tensors and not isinstance(model, Branch):
-            report = _load_into_branches(branches, tensors)
-        else:
-            report = load_official(model, tensors, strict=False)
-    except TypeError as error:
-        raise CheckpointError(
-            f"checkpoint {source!r} shares too few names with the model ({type(model).__name__}), and {error}; "
-            "choose the config that belongs to the checkpoint."
-        ) from error
+        fitted, report = match_weights(model, tensors)
+        fill(model, fitted, device)
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {source!r}: {error}") from error
     logger.info("weights from %s: %s", source, report)
     return report
+
+
+def match_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
+    """Finds the place in a model of every tensor of a checkpoint of any format, without loading anything.
+
+    Args:
+        model: on any device, also meta; adapted to the checkpoint where released models differ from their configs.
+        tensors: by the checkpoint's names, without wrappers.
+
+    Returns:
+        the tensors by the names of the model's state dict, in its shapes; and the report.
+
+    Raises:
+        CheckpointError: when the checkpoint belongs to another model.
+    """
+    adapt_to_checkpoint(model, tensors)
+    own = model.state_dict()
+    branches = [(f"{name}.", module) for name, module in model.named_modules() if isinstance(module, Branch)]
+    if sum(name in own for name in tensors) >= 0.5 * min(len(own), len(tensors)):
+        report = LoadReport(unexpected=[name for name in tensors if name not in own])
+        return _fit_all(model, {k: v for k, v in tensors.items() if k in own}, report, own, tensors, strict=False)
+    if branches and "patch_embed.proj.weight" in tensors and not isinstance(model, Branch):
+        return _match_one_branch(branches, tensors)
+    try:
+        return _match_official(model, tensors, strict=False)
+    except TypeError as error:
+        raise CheckpointError(
+            f"it shares too few names with the model ({type(model).__name__}), and {error}; choose the config that "
+            "belongs to the checkpoint."
+        ) from error
 
 
 def load_pretrained(model: nn.Module) -> LoadReport:
@@ -153,7 +180,7 @@ def load_pretrained(model: nn.Module) -> LoadReport:
     total = LoadReport()
     for name, module in model.named_modules():
         if isinstance(module, Branch) and module.weights:
-            report = load_branch(module, tensors_of(read_checkpoint(resolve(module.weights))), module.weights)
+            report = load_branch(module, read_weights(module.weights), module.weights)
             logger.info("branch %s from %s: %s", name, module.weights, report)
             total += report.prefixed(f"{name}.")
     return total
@@ -168,17 +195,27 @@ def load_branch(branch: Branch, tensors: Mapping[str, Tensor], source: str = "ch
     Raises:
         CheckpointError: when less than nine tenths of the branch is found.
     """
+    fitted, report = _match_branch(branch, tensors, source)
+    fill(branch, fitted)
+    return report
+
+
+def _match_branch(
+    branch: Branch, tensors: Mapping[str, Tensor], source: str = "checkpoint"
+) -> tuple[dict[str, Tensor], LoadReport]:
     own = branch.state_dict()
     official = {theirs: ours for ours, theirs in official_names(branch).items()}
     ours = {official.get(upstream_name(name), name): tensor for name, tensor in tensors.items()}
     report = LoadReport(ignored=[name for name in ours if name not in own])
     try:
-        return _load(branch, {k: v for k, v in ours.items() if k in own}, report, own, tensors, False, enough=0.75)
+        return _fit_all(branch, {k: v for k, v in ours.items() if k in own}, report, own, tensors, False, enough=0.75)
     except CheckpointError as error:
         raise CheckpointError(f"pretrained weights {source!r} of a {len(own)}-tensor branch: {error}") from error
 
 
-def _load_into_branches(branches: list[tuple[str, Branch]], tensors: Mapping[str, Tensor]) -> LoadReport:
+def _match_one_branch(
+    branches: list[tuple[str, Branch]], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], LoadReport]:
     """A single network goes to the one branch of its width and depth."""
     width = tensors["patch_embed.proj.weight"].shape[0]
     depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
@@ -190,10 +227,11 @@ def _load_into_branches(branches: list[tuple[str, Branch]], tensors: Mapping[str
             f"model ({have}); name it in the `weights` of the branch it is meant for."
         )
     name, branch = fitting[0]
-    return load_branch(branch, tensors).prefixed(name)
+    fitted, report = _match_branch(branch, tensors)
+    return {f"{name}{k}": tensor for k, tensor in fitted.items()}, report.prefixed(name)
 
 
-def _load(
+def _fit_all(
     module: nn.Module,
     tensors: Mapping[str, Tensor],
     report: LoadReport,
@@ -201,8 +239,8 @@ def _load(
     origin: Mapping[str, Tensor],
     strict: bool,
     enough: float = 0.5,
-) -> LoadReport:
-    """Loads tensors by our names, after checking all of them.
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Checks tensors by our names, and resizes those that may be.
 
     Args:
         expected: names that should be there.
@@ -230,8 +268,7 @@ def _load(
         )
     if strict and not report.complete:
         raise CheckpointError(f"the checkpoint does not fit the model exactly: {report}")
-    module.load_state_dict(fitted, strict=False)
-    return report
+    return fitted, report
 
 
 def _fit(name: str, tensor: Tensor, own: Tensor) -> Tensor:
@@ -243,26 +280,6 @@ def _fit(name: str, tensor: Tensor, own: Tensor) -> Tensor:
     if name.endswith("patch_embed.proj.weight") and tensor.dim() == 4 and tensor.shape[:2] == own.shape[:2]:
         return resize_patch_embed(tensor, own.shape[-1])
     return tensor
-
-
-def adapt_to_checkpoint(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Gives a four-branch model the released code's fourth branch where a checkpoint has it, by either names.
-
-    The released class builds it from the third branch's settings. Call this before an optimizer takes the parameters.
-    """
-    model = next((m for m in module.modules() if isinstance(m, PIIP)), None)
-    name = next((name for name in tensors if _FINEST_OF_FOUR.search(name)), None)
-    if name is None or model is None or len(model.branches) != 4 or not any(_FOUR.search(name) for name in tensors):
-        return
-    width, finest, second = tensors[name].shape[0], model.branches[0], model.branches[1]
-    if width == second.out_channels[0] != finest.out_channels[0]:
-        logger.warning(
-            "The checkpoint's finest branch is %d wide, as the released code builds it from its neighbour's settings; "
-            "the model's own (%d wide) is replaced by one like it.",
-            width,
-            finest.out_channels[0],
-        )
-        model.replace_branch(0, copy.deepcopy(second))
 
 
 def _some(names: list[str], count: int = 3) -> str:

@@ -7,16 +7,15 @@ Source: key tables of the released models; Detectron2 and mmdet heads share weig
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..modeling.branches import Branch, ConvNeXtBranch, InternViTBranch, TimmBranch, ViTBranch
 from ..modeling.interaction import InteractionUnit
 from ..modeling.piip import PIIP
 from ..modeling.single_branch import SingleBranch
 
-__all__ = ["UNUSED", "describe", "official_names", "upstream_name"]
+__all__ = ["UNUSED", "official_names", "upstream_name"]
 
 # What released checkpoints carry without any use, and our models do not have.
 UNUSED = re.compile(r"(?:^|\.)convnext_model\.layernorm\.")
@@ -65,14 +64,47 @@ _DETECTOR = [
     (r"^roi_heads\.mask_head\.deconv\.", "roi_head.mask_head.upsample."),
     (r"^roi_heads\.mask_head\.predictor\.", "roi_head.mask_head.conv_logits."),
 ]
+_DINO = [
+    (r"^backbone\.lateral\.(\d)\.norm\.", r"neck.convs.\1.gn."),
+    (r"^backbone\.lateral\.(\d)\.", r"neck.convs.\1.conv."),
+    (r"^backbone\.extra\.(\d)\.norm\.", r"neck.extra_convs.\1.gn."),
+    (r"^backbone\.extra\.(\d)\.", r"neck.extra_convs.\1.conv."),
+    (r"^denoising\.class_embed\.", "bbox_head.label_embedding."),
+    *(
+        (rf"^transformer\.{ours}", rf"bbox_head.{theirs}")
+        for ours, theirs in (
+            (r"class_heads\.", "cls_branches."),
+            (r"box_heads\.", "reg_branches."),
+            (r"level_embed$", "transformer.level_embeds"),
+            (r"query_embed\.", "transformer.query_embed."),
+            (r"proposal_proj\.", "transformer.enc_output."),
+            (r"proposal_norm\.", "transformer.enc_output_norm."),
+            (r"box_position_proj\.", "transformer.decoder.ref_point_head."),
+            (r"decoder_norm\.", "transformer.decoder.norm."),
+        )
+    ),
+    *(
+        (rf"^transformer\.({part})\.(\d+)\.{ours}\.", rf"bbox_head.transformer.\1.layers.\2.{theirs}.")
+        for part, ours, theirs in (
+            ("encoder", "self_attn", "attentions.0"),
+            ("decoder", "self_attn", "attentions.0.attn"),
+            ("decoder", "cross_attn", "attentions.1"),
+            ("encoder|decoder", r"ffn\.0", "ffns.0.layers.0.0"),
+            ("encoder|decoder", r"ffn\.2", "ffns.0.layers.1"),
+            ("encoder|decoder", "norm1", "norms.0"),
+            ("encoder|decoder", "norm2", "norms.1"),
+            ("decoder", "norm3", "norms.2"),
+        )
+    ),
+]
 
 
 def official_names(module: nn.Module) -> dict[str, str]:
     """The released name of every entry of a module's state dict.
 
     Args:
-        module: a PIIP or SingleBranch backbone, a branch, an interaction unit, or a Detectron2 R-CNN that contains one
-            of the backbones.
+        module: a PIIP or SingleBranch backbone, a branch, an interaction unit, or a Detectron2 R-CNN or
+            a DINO that contains one of the backbones.
 
     Returns:
         our name -> released name. Buffers that released models do not have (pixel statistics, anchors) are left out.
@@ -92,7 +124,7 @@ def official_names(module: nn.Module) -> dict[str, str]:
         if isinstance(child, PIIP | SingleBranch):
             names = {f"{prefix}.{ours}": f"backbone.{theirs}" for ours, theirs in official_names(child).items()}
             others = [name for name in module.state_dict() if not name.startswith(f"{prefix}.")]
-            names.update({name: new for name in others if (new := _rename(name, _DETECTOR)) != name})
+            names.update({name: new for name in others if (new := _rename(name, _DETECTOR + _DINO)) != name})
             return names
     raise TypeError(f"{type(module).__name__} contains no backbone that has released checkpoints")
 
@@ -100,19 +132,6 @@ def official_names(module: nn.Module) -> dict[str, str]:
 def upstream_name(name: str) -> str:
     """The released name of an entry of a pretrained file (``transformers``' ConvNeXt has another beginning)."""
     return _rename(name, _UPSTREAM)
-
-
-def describe(tensors: Mapping[str, Tensor]) -> str:
-    """Says in words which model tensors belong to, by released or by our names."""
-    widths: dict[str, int] = {}
-    for name, tensor in tensors.items():
-        if match := re.search(r"(?:^|\.)branch(?:es\.)?(\d)\.patch_embed\.proj\.weight$", name):
-            widths[match[1]] = tensor.shape[0]
-        elif re.search(r"(?:^|branch\.|backbone\.)patch_embed\.proj\.weight$", name):
-            return f"a single ViT of width {tensor.shape[0]}"
-    if widths:
-        return f"a {len(widths)}-branch PIIP of widths {'/'.join(map(str, sorted(widths.values())))}"
-    return f"something else ({', '.join(list(tensors)[:3])}, ...)" if tensors else "something else"
 
 
 def _rename(name: str, rules: list) -> str:

@@ -15,9 +15,9 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 
+from ..checkpoint.adapt import adapt_to_checkpoint
 from ..checkpoint.checkpointer import Checkpointer, newest_good_checkpoint
 from ..checkpoint.files import tensors_of
-from ..checkpoint.load import adapt_to_checkpoint
 from ..errors import ConfigError
 from .build import amp_dtype, build_loader, build_optimizer, load_initial_weights, pick_device
 from .config import apply_overrides, check_config, find_config, load_config

@@ -1,0 +1,93 @@
+"""Telling from its tensors what a checkpoint holds: branches with family, width and depth, and the detector around."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["BranchLook", "branches_of", "describe", "look_at"]
+
+_BRANCH = re.compile(r"(?:^|\.)(branch|branches\.)(\d+)\.(.+)$")
+_SINGLE = re.compile(r"^(?:backbone\.)?(?:bottom_up\.)?(?:branch\.)?")
+_BLOCK = re.compile(r"^(?:blocks|layers)\.(\d+)\.")
+_CONVNEXT_BLOCK = re.compile(r"(stages\.\d+\.(?:blocks|layers)\.\d+)\.(?:conv_dw|dwconv)\.weight$")
+
+# The first that a name matches, by released and by our names.
+_DETECTORS = {
+    "DINO": r"^(bbox_head\.(transformer|cls_branches|label_embedding)|transformer\.(encoder|decoder)\.|denoising\.)",
+    "Cascade Mask R-CNN": r"^roi_heads?\.(bbox_head|box_head)\.\d\.",
+    "Mask R-CNN": r"^roi_heads?\.mask_head\.",
+    "Faster R-CNN": r"^roi_heads?\.(bbox_head|box_head)\.",
+    "UperNet": r"^decode_head\.",
+}
+
+
+@dataclass(frozen=True)
+class BranchLook:
+    """What the tensors of one branch tell of it."""
+
+    family: str
+    width: int
+    depth: int
+
+
+def describe(tensors: Mapping[str, Tensor]) -> str:
+    """Says in words which model tensors belong to, by released or by our names."""
+    looks = [look_at(branch) for branch in branches_of(tensors)]
+    if looks and None not in looks:
+        families = list(dict.fromkeys(look.family for look in looks))
+        kinds = families[0] if len(families) == 1 else ", ".join(look.family for look in looks)
+        text = f"a {len(looks)}-branch PIIP of widths {_listed(look.width for look in looks)} and depths "
+        text += f"{_listed(look.depth for look in looks)} ({kinds})"
+    elif single := look_at({_SINGLE.sub("", name): tensor for name, tensor in tensors.items()}):
+        text = f"a single network of width {single.width} and depth {single.depth} ({single.family})"
+    else:
+        return f"something else ({', '.join(list(tensors)[:3])}, ...)" if tensors else "something else"
+    detector = next((kind for kind, pattern in _DETECTORS.items() if any(re.match(pattern, n) for n in tensors)), None)
+    return f"{text} in a {detector}" if detector else text
+
+
+def branches_of(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The tensors of every branch of a PIIP by their names inside the branch, finest branch first; else none."""
+    groups: dict[tuple[str, int], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if match := _BRANCH.search(name):
+            groups.setdefault((match[1], int(match[2])), {})[match[3]] = tensor
+    # Released checkpoints count from the coarsest branch, ours from the finest.
+    released = any(kind == "branch" for kind, _ in groups)
+    return [groups[key] for key in sorted(groups, reverse=released)]
+
+
+def look_at(branch: Mapping[str, Tensor]) -> BranchLook | None:
+    """Tells family, width and depth of a network by its tensors; None where it is of no known family."""
+    if blocks := {match[1]: tensor for name, tensor in branch.items() if (match := _CONVNEXT_BLOCK.search(name))}:
+        return BranchLook("ConvNeXt", max(tensor.shape[0] for tensor in blocks.values()), len(blocks))
+    depth = len({match[1] for name in branch if (match := _BLOCK.match(name))})
+    patches = next((tensor for name, tensor in branch.items() if name.endswith("patch_embed.proj.weight")), None)
+    if not depth or patches is None:
+        return None
+    return BranchLook(_transformer_family(branch), patches.shape[0], depth)
+
+
+def _transformer_family(branch: Mapping[str, Tensor]) -> str:
+    if any("relative_position_bias" in name for name in branch):
+        return "BEiT"
+    if any("temporal_pos_embed" in name for name in branch):
+        return "Uni-Perceiver"
+    norms = {name.rpartition("norm1.")[2] for name in branch if "norm1." in name}
+    extras = ["RMSNorm"] * (norms == {"weight"}) + ["QK norm"] * any(".q_norm." in name for name in branch)
+    if extras:
+        return f"InternViT kind with {' and '.join(extras)}"
+    if "cls_token" in branch:
+        return "ViT"
+    # The names of the two kinds may be the same, but only this one keeps a row for a class token.
+    rows = branch["pos_embed"].shape[-2] if "pos_embed" in branch else 0
+    return "InternViT kind" if math.isqrt(rows) ** 2 != rows else "DeiT kind"
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return "/".join(map(str, numbers))
