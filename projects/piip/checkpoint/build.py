@@ -9,7 +9,14 @@ from typing import Any
 from torch import nn
 
 from ..errors import ConfigError, did_you_mean
-from ..modeling.branches import Branch, ConvNeXtBranch, InternViTBranch, ViTBranch
+from ..modeling.branches import (
+    BEiTBranch,
+    Branch,
+    ConvNeXtBranch,
+    InternViTBranch,
+    UniPerceiverBranch,
+    ViTBranch,
+)
 from ..modeling.piip import PIIP
 from ..modeling.single_branch import SingleBranch
 
@@ -99,14 +106,13 @@ def _branch(settings: Mapping[str, Any]) -> Branch:
 
 def _deit(settings: Mapping[str, Any]) -> ViTBranch:
     settings = dict(settings)
-    options = _plain(settings)
     return _finished(
         ViTBranch(
-            **options,
+            **_plain(settings),
+            **_vit(settings),
             # Without flash attention the released class pads after the projection.
             pad_after_qkv=not settings.pop("use_flash_attn", False),
             layer_scale_init=settings.pop("init_scale", 1e-4),
-            drop_path_rate=settings.pop("drop_path_rate", 0.0),
         ),
         settings,
     )
@@ -114,21 +120,44 @@ def _deit(settings: Mapping[str, Any]) -> ViTBranch:
 
 def _internvit(settings: Mapping[str, Any]) -> InternViTBranch:
     settings = dict(settings)
-    options = _plain(settings)
     norm = settings.pop("norm_layer_type", "RMSNorm")
     norms = {"LayerNorm": "LN", "RMSNorm": "RMS"}
     if norm not in norms:
         raise ConfigError(f"norm_layer_type={norm!r} is unknown; known are {sorted(norms)}.")
     return _finished(
         InternViTBranch(
-            **options,
+            **_plain(settings),
+            **_vit(settings),
             norm=norms[norm],
             qk_norm=settings.pop("qk_normalization", norm == "RMSNorm"),
             layer_scale_init=settings.pop("init_values", 0.1) or None,
-            drop_path_rate=settings.pop("drop_path_rate", 0.0),
         ),
         settings,
     )
+
+
+def _beit(settings: Mapping[str, Any]) -> BEiTBranch:
+    settings = {"qkv_bias": False, **settings}
+    branch = BEiTBranch(**_plain(settings), layer_scale_init=settings.pop("init_values", 1e-6))
+    return _finished(
+        branch,
+        settings,
+        qkv_bias=True,
+        use_abs_pos_emb=False,
+        use_rel_pos_bias=True,
+        use_shared_rel_pos_bias=False,
+    )
+
+
+def _uniperceiver(settings: Mapping[str, Any]) -> UniPerceiverBranch:
+    settings = dict(settings)
+    if "num_attention_heads" in settings:
+        settings["num_heads"] = settings.pop("num_attention_heads")
+    options = _plain(settings)
+    for name in ("init_values", "init_scale"):
+        if name in settings:
+            options["layer_scale_init"] = settings.pop(name)
+    return _finished(UniPerceiverBranch(**options), settings, qkv_bias=True, layer_scale=True)
 
 
 def _convnext(settings: Mapping[str, Any]) -> ConvNeXtBranch:
@@ -158,7 +187,6 @@ def _convnext(settings: Mapping[str, Any]) -> ConvNeXtBranch:
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     """Takes out what all transformers share."""
     depth = settings.pop("depth")
-    mlp = {settings.pop(name, None) for name in ("mlp_type", "Mlp_block")}
     return {
         "embed_dim": settings.pop("embed_dim"),
         "depth": depth,
@@ -166,8 +194,16 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
         "mlp_ratio": settings.pop("mlp_ratio", 4),
         "patch_size": settings.pop("patch_size", 16),
         "pretrain_img_size": settings.pop("pretrain_img_size", 224),
-        "qkv_bias": settings.pop("qkv_bias", False),
         "window_size": _windows(settings, depth),
+        "drop_path_rate": settings.pop("drop_path_rate", 0.0),
+    }
+
+
+def _vit(settings: dict[str, Any]) -> dict[str, Any]:
+    """Takes out what the DeiT and InternViT kinds share."""
+    mlp = {settings.pop(name, None) for name in ("mlp_type", "Mlp_block")}
+    return {
+        "qkv_bias": settings.pop("qkv_bias", False),
         "activation": "gelu_tanh" if "fused_mlp" in mlp else "gelu",
     }
 
@@ -179,19 +215,19 @@ def _windows(settings: dict[str, Any], depth: int) -> list[int]:
     return [size if use else 0 for size, use in zip(sizes, windowed, strict=True)]
 
 
-def _finished(branch: Branch, rest: Mapping[str, Any]) -> Any:
-    _check_used(f"a branch with pretrained={rest.get('pretrained')!r}", rest)
+def _finished(branch: Branch, rest: Mapping[str, Any], **fixed: Any) -> Any:
+    _check_used(f"a branch with pretrained={rest.get('pretrained')!r}", rest, _FIXED | fixed)
     return branch
 
 
-_KINDS = {"deit": _deit, "convnext": _convnext}
+_KINDS = {"deit": _deit, "beit": _beit, "perceiver": _uniperceiver, "convnext": _convnext}
 _SINGLE_CLASSES = {"vit_models": _deit, "InternViT6B": _internvit, "ConvNextHFWrapper": _convnext}
 
 
-def _check_used(owner: str, rest: Mapping[str, Any]) -> None:
-    unknown = sorted(set(rest) - _WITHOUT_EFFECT - set(_FIXED))
+def _check_used(owner: str, rest: Mapping[str, Any], fixed: Mapping[str, Any] = _FIXED) -> None:
+    unknown = sorted(set(rest) - _WITHOUT_EFFECT - set(fixed))
     if unknown:
         raise ConfigError(f"arguments {unknown} of {owner} are unknown; known configs do not have them.")
-    for name, value in _FIXED.items():
+    for name, value in fixed.items():
         if rest.get(name, value) != value:
             raise ConfigError(f"{name}={rest[name]!r} of {owner} is not supported; released models have {value!r}.")
