@@ -1,18 +1,23 @@
 """#Params and #FLOPs as the PIIP papers count them.
 
-The published numbers of the detectors do not describe the detectors. They were counted on the classification form of
+Most published numbers of the detectors do not describe the detectors. They were counted on the classification form of
 the network at the detector's resolutions:
 
 * position embeddings have one row per token of the branch's own resolution,
 * branches are merged by GroupNorm and one linear layer each instead of 3x3 convolutions,
 * there is no feature pyramid, but a LayerNorm over the merged tokens and a classifier of 1000 classes.
 
+Networks with a map per stage, which have no classification form, were counted as the detector's backbone, up to the
+merged maps: ConvNeXt by itself, and every PIIP that merges after several steps. What a model is thus decides how it is
+counted.
+
 One multiply-add counts as one operation. Layers are counted as a usual counting hook sees them: linear layers without
 their bias, convolutions with it, and two operations per element for normalisations with scale and shift. Activation
-functions, softmax, residuals and resizing are free. Attention and deformable sampling come from closed formulas, and
-windows are counted without the padding that they are computed with.
+functions but ReLU, softmax, residuals and resizing are free. Attention and deformable sampling come from closed
+formulas, which leave out the padding of windows. The projection to queries, keys and values includes it, except in the
+classification form of the DeiT kind.
 
-Source: the counting script of the released PIIP code, whose results the papers (arXiv:2406.04330,
+Source: the two counting scripts of the released PIIP code, whose results the papers (arXiv:2406.04330,
 arXiv:2501.07783) print.
 """
 
@@ -27,8 +32,9 @@ from torch import nn
 from ..errors import ConfigError
 from ..layers import DeformAttn
 from ..modeling import PIIP, SingleBranch
-from ..modeling.branches import Branch, ConvNeXtBranch, ViTBranch
+from ..modeling.branches import Branch, ConvNeXtBranch, InternViTBranch, ViTBranch
 from ..modeling.interaction import Injector, InteractionUnit
+from ..modeling.merging import StageMerge
 from .cost import Cost
 
 __all__ = ["branch_cost", "published_cost"]
@@ -45,8 +51,8 @@ def published_cost(model: nn.Module, resolution: int = 1024) -> dict[str, Cost]:
             1024. PIIP knows its own resolutions.
 
     Returns:
-        the parts in the order of the data flow: branches, interactions, merging, classifier. Their sum is what the
-        papers print.
+        the parts in the order of the data flow: branches, interactions, merging, and the classifier or the neck. Their
+        sum is what the papers print.
 
     Raises:
         ConfigError: for a model that has neither, or has a branch that the papers' method does not cover.
@@ -61,23 +67,48 @@ def published_cost(model: nn.Module, resolution: int = 1024) -> dict[str, Cost]:
         side = resolution // branch.embed_stride
         parts = {"branch": branch_cost(branch, side)}
         if not isinstance(branch, ConvNeXtBranch):  # counted in the detector, and nothing else of it
-            parts["classifier"] = _classifier(branch.out_channels[-1], side)
+            norm = branch.blocks[-1].norm2  # the last norm is of the same kind
+            parts["classifier"] = Cost(_params(norm), _hooked(norm, side**2)) + _head(branch.out_channels[-1])
         return parts
-    branches = list(backbone.branches)
-    sides = [r // b.embed_stride for r, b in zip(backbone.resolutions, branches, strict=True)]
+    in_detector = isinstance(backbone.merge, StageMerge)
+    rule = _branch_in_detector if in_detector else branch_cost
     parts = {
-        f"branches.{k}": branch_cost(branch, side) for k, (branch, side) in enumerate(zip(branches, sides, strict=True))
+        f"branches.{k}": rule(branch, resolution // branch.embed_stride)
+        for k, (branch, resolution) in enumerate(zip(backbone.branches, backbone.resolutions, strict=True))
     }
-    if len(branches) > 1:
-        parts["interactions"] = Cost.total(
-            _unit(unit, sides[fine], sides[coarse])
-            for units in backbone.interactions
-            for (fine, coarse), unit in zip(backbone.pairs, units, strict=True)
-        )
-    widths = [b.out_channels[-1] for b in branches]
-    parts["merge"] = _merge(widths, sides)
-    parts["classifier"] = _classifier(widths[-1], sides[0])
+    if backbone.pairs:
+        parts["interactions"] = Cost.total(_units(backbone, step) for step in range(len(backbone.interactions)))
+    return parts | (_detector_end(backbone) if in_detector else _classification_end(backbone))
+
+
+def _classification_end(piip: PIIP) -> dict[str, Cost]:
+    widths, sides = [b.out_channels[-1] for b in piip.branches], _sides(piip, -1)
+    return {"merge": _merge(widths, sides), "classifier": _classifier(widths[-1], sides[0])}
+
+
+def _detector_end(piip: PIIP) -> dict[str, Cost]:
+    merges = {**{step: piip.stage_merges[str(step)] for step in piip.out_steps}, -1: piip.merge}
+    parts = {"merge": Cost.total(_stage_merge(merge, _sides(piip, step)) for step, merge in merges.items())}
+    if params := _params(piip.neck):
+        parts["neck"] = Cost(params)  # it belongs to the parameters, but the counting stops before it
     return parts
+
+
+def _sides(piip: PIIP, step: int) -> list[int]:
+    """Tokens per side of every branch after an interaction step."""
+    return [
+        resolution // branch.strides[groups[step][1]]
+        for resolution, branch, groups in zip(piip.resolutions, piip.branches, piip.groups, strict=True)
+    ]
+
+
+def _units(piip: PIIP, step: int) -> Cost:
+    """The interaction units of a step."""
+    sides = _sides(piip, step)
+    return Cost.total(
+        _unit(unit, sides[fine], sides[coarse])
+        for (fine, coarse), unit in zip(piip.pairs, piip.interactions[step], strict=True)
+    )
 
 
 @singledispatch
@@ -92,12 +123,35 @@ def branch_cost(branch: Branch, side: int) -> Cost:
 
 @branch_cost.register(ViTBranch)
 def _vit_branch(branch: ViTBranch, side: int) -> Cost:
+    return Cost(_positions_for(branch, side**2), _vit_macs(branch, side, padded=False))
+
+
+@branch_cost.register(InternViTBranch)
+def _internvit_branch(branch: InternViTBranch, side: int) -> Cost:
+    return Cost(_positions_for(branch, branch.leading_positions + side**2), _vit_macs(branch, side, padded=True))
+
+
+def _positions_for(branch: ViTBranch, rows: int) -> int:
+    """The parameters of a branch whose position embedding has so many rows."""
+    return _params(branch) - branch.pos_embed.numel() + rows * branch.out_channels[-1]
+
+
+def _vit_macs(branch: ViTBranch, side: int, padded: bool) -> int:
+    """``padded``: queries, keys and values are made of the padding of the windows, too."""
     tokens, width = side**2, branch.out_channels[-1]
-    params = _params(branch) - branch.pos_embed.numel() + tokens * width
     macs = _hooked(branch.patch_embed, tokens) + _hooked(branch.blocks, tokens)
-    # Queries times keys and weights times values; a window never looks further than its own side, padded or not.
-    seen = [window**2 if window else tokens for window in branch.window_sizes]
-    return Cost(params, macs + sum(2 * tokens * keys * width for keys in seen))
+    for block, window in zip(branch.blocks, branch.window_sizes, strict=True):
+        # Queries times keys and weights times values; a window never looks further than its own side, padded or not.
+        macs += 2 * tokens * (window**2 if window else tokens) * width
+        if padded and window:
+            macs += _hooked(block.attn.qkv, (math.ceil(side / window) * window) ** 2 - tokens)
+    return macs
+
+
+def _branch_in_detector(branch: Branch, side: int) -> Cost:
+    """Position embeddings as they are, windows padded before the projections."""
+    macs = _vit_macs(branch, side, padded=True) if isinstance(branch, ViTBranch) else branch_cost(branch, side).macs
+    return Cost(_params(branch), macs)
 
 
 @branch_cost.register(ConvNeXtBranch)
@@ -148,9 +202,22 @@ def _merge(widths: Sequence[int], sides: Sequence[int]) -> Cost:
     return cost
 
 
+def _stage_merge(merge: StageMerge, sides: Sequence[int]) -> Cost:
+    """The convolutions and GroupNorms of all branches, and the ReLU after them, on the grid of the branch."""
+    macs = sum(
+        _hooked(projection, side**2) + merge.out_channels * side**2
+        for projection, side in zip(merge.projections, sides, strict=True)
+    )
+    return Cost(_params(merge), macs)
+
+
 def _classifier(width: int, side: int) -> Cost:
     """LayerNorm over all tokens, then one linear layer for their mean."""
-    return Cost(2 * width + (width + 1) * _CLASSES, 2 * width * side**2 + width * _CLASSES)
+    return Cost(2 * width, 2 * width * side**2) + _head(width)
+
+
+def _head(width: int) -> Cost:
+    return Cost((width + 1) * _CLASSES, width * _CLASSES)
 
 
 def _params(module: nn.Module) -> int:
@@ -168,4 +235,6 @@ def _hooked(module: nn.Module, positions: int, norms: bool = True) -> int:
             per_position += layer.out_channels * (taps + (layer.bias is not None))
         elif isinstance(layer, nn.LayerNorm) and norms:
             per_position += 2 * math.prod(layer.normalized_shape)
+        elif isinstance(layer, nn.GroupNorm):
+            per_position += 2 * layer.num_channels
     return per_position * positions
