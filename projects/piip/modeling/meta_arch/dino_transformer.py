@@ -208,6 +208,7 @@ class DINOTransformer(nn.Module):
         refined = boxes  # the same numbers, but with the gradient of the layer before
         for layer, class_head, box_head in zip(self.decoder, self.class_heads[:-1], self.box_heads[:-1], strict=True):
             reference = boxes[:, :, None] * shares.repeat(1, 1, 2)[:, None]
+            # In units of the padded map, as in the released code: a little of the padding's size enters here.
             position = self.box_position_proj(box_position(reference[:, :, 0], self.dim // 2))
             queries = layer(queries, position, reference, tokens, grids, mask, blocked)
             normed = self.decoder_norm(queries)
