@@ -2,6 +2,7 @@
 
 from .. import needs_detectron2  # noqa: F401
 from .build import build_from_official
+from .convert import to_official
 from .load import LoadReport, load_official, load_pretrained, load_weights
 
-__all__ = ["LoadReport", "build_from_official", "load_official", "load_pretrained", "load_weights"]
+__all__ = ["LoadReport", "build_from_official", "load_official", "load_pretrained", "load_weights", "to_official"]

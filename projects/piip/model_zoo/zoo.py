@@ -6,6 +6,7 @@ import csv
 from functools import cache
 from pathlib import Path
 
+import torch
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import nn
@@ -13,6 +14,8 @@ from torch import nn
 from ..checkpoint import load_weights
 from ..engine.config import config_root, find_config, load_config
 from ..errors import ConfigError
+from ..modeling import PIIP, SingleBranch
+from ..modeling.without_weights import build_without_weights
 
 __all__ = ["get", "get_config", "list_configs", "published", "published_row"]
 
@@ -55,26 +58,43 @@ def published_row(name: str) -> dict[str, str] | None:
     return published().get(path.relative_to(root).as_posix()) if path.is_relative_to(root) else None
 
 
-def get(name: str, trained: bool = False) -> nn.Module:
+def get(
+    name: str, trained: bool = False, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None
+) -> nn.Module:
     """Builds the model of a config.
+
+    Trained weights go from the file straight to their place, so that the largest models take no more memory than
+    their weights; it is an error at once when there is less.
 
     Args:
         name: as in :func:`get_config`.
         trained: load the released weights; downloads them on first use. Otherwise the weights are random.
+        device: where the model shall be.
+        dtype: type of the backbone's weights, ``"bfloat16"`` for half the memory; inputs, outputs, and a detector's
+            heads stay in float32. By default all is float32.
 
     Returns:
-        the model in training mode, on the CPU.
+        the model in training mode.
 
     Raises:
-        ConfigError: for an unknown name, or where no weights were released.
+        ConfigError: for an unknown name or type, or where no weights were released.
+        CheckpointError: when the memory is too small for the weights.
         DownloadError: when the weights cannot be fetched.
     """
+    if isinstance(dtype, str):
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise ConfigError(f"dtype={dtype!r} is unknown; use float32, bfloat16 or float16.")
+        dtype = getattr(torch, dtype)
     checkpoint = ""
     if trained:
         checkpoint = (published_row(name) or {}).get("checkpoint", "")
         if not checkpoint:
             raise ConfigError(f"no weights were released for {name!r}; get it with trained=False.")
-    model = instantiate(get_config(name).model)
+    node = get_config(name).model
+    model = build_without_weights(node) if checkpoint else instantiate(node)
+    for module in model.modules():
+        if dtype is not None and isinstance(module, PIIP | SingleBranch):
+            module.to(dtype)
     if checkpoint:
-        load_weights(model, checkpoint)
-    return model
+        load_weights(model, checkpoint, device)
+    return model.to(device)

@@ -1,0 +1,99 @@
+"""Finding the packaged configs that a checkpoint belongs to, by its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from ..checkpoint.describe import BranchLook, branches_of, look_at
+from ..checkpoint.load import LoadReport, match_weights
+from ..errors import CheckpointError
+from ..modeling import PIIP, SingleBranch
+from ..modeling.without_weights import build_on_meta
+from .zoo import get_config, list_configs
+
+__all__ = ["fits", "matching_configs"]
+
+
+# What changes no tensor of a model, wherever it stands in a config.
+_NO_TENSOR = {
+    "resolutions", "size_divisibility", "weights", "window_size", "drop_path_rate", "pixel_mean", "pixel_std",
+    "square_size", "pad_after_qkv", "layer_scale_init",
+}  # fmt: skip
+
+# How descriptions of checkpoints begin for a branch of a class.
+_FAMILIES = {
+    "ViTBranch": "DeiT kind",
+    "InternViTBranch": "InternViT kind",
+    "BEiTBranch": "BEiT",
+    "UniPerceiverBranch": "Uni-Perceiver",
+    "ConvNeXtBranch": "ConvNeXt",
+}
+
+
+def matching_configs(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the packaged configs whose models have exactly the tensors of a checkpoint.
+
+    Resolutions change no tensor, so that several configs may fit.
+
+    Args:
+        tensors: of a detector or of a bare backbone, by released or by our names, without wrappers.
+    """
+    looks = [look_at(branch) for branch in branches_of(tensors)]
+    answers: dict[str, bool] = {}
+    fitting = []
+    for name in list_configs():
+        model = get_config(name).model
+        if not _may_fit(model, looks):
+            continue
+        key = repr(_architecture(OmegaConf.to_container(model, resolve=True)))
+        if key not in answers:
+            answers[key] = _matches(model, tensors)
+        if answers[key]:
+            fitting.append(name)
+    return fitting
+
+
+def fits(model: nn.Module, report: LoadReport) -> bool:
+    """Whether a checkpoint holds exactly the tensors of a model, or of its backbone alone."""
+    backbone = next((f"{name}." for name, m in model.named_modules() if isinstance(m, PIIP | SingleBranch)), "")
+    if report.mismatched or report.unexpected or any(name.startswith(backbone) for name in report.missing):
+        return False
+    found = {name.split(":")[0] for name in (*report.loaded, *report.resized)}
+    bare = all(name.startswith(backbone) for name in found)
+    # Pixel statistics and anchors are made anew and may lack.
+    return bare or all(name in dict(model.named_buffers()) for name in report.missing)
+
+
+def _may_fit(model: DictConfig, looks: Sequence[BranchLook | None]) -> bool:
+    """A quick look at number, families and widths of the branches, since building a model takes a second."""
+    branches = OmegaConf.select(model, "backbone.bottom_up.branches") or []
+    # The finest branch of a checkpoint may differ from that of its config.
+    return len(branches) == len(looks) and all(map(_may_be, branches[1:], looks[1:]))
+
+
+def _may_be(node: DictConfig, look: BranchLook | None) -> bool:
+    kind = getattr(node["_target_"], "__name__", str(node["_target_"]).rpartition(".")[2])
+    if look is None or kind not in _FAMILIES:
+        return look is None and kind not in _FAMILIES
+    width = node.embed_dim if "embed_dim" in node else node.dims[-1]
+    return look.family.startswith(_FAMILIES[kind]) and look.width == width
+
+
+def _architecture(node: Any) -> Any:
+    """A config without what changes no tensor."""
+    if isinstance(node, dict):
+        return {key: _architecture(value) for key, value in node.items() if key not in _NO_TENSOR}
+    return [_architecture(value) for value in node] if isinstance(node, list) else node
+
+
+def _matches(model: DictConfig, tensors: Mapping[str, Tensor]) -> bool:
+    built = build_on_meta(model)
+    try:
+        _, report = match_weights(built, tensors)
+    except CheckpointError:
+        return False
+    return not report.resized and fits(built, report)
