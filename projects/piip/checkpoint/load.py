@@ -15,8 +15,9 @@ from .adapt import adapt_to_checkpoint
 from .describe import describe
 from .files import tensors_of
 from .large import check_memory, fill
-from .official import UNUSED, official_names, upstream_name
-from .resize import resize_patch_embed, resize_pos_embed
+from .official import UNUSED, official_names
+from .resize import resize_patch_embed, resize_pos_embed, resize_relative_position_bias
+from .upstream import upstream_name, upstream_tensors
 from .weights import read_weights
 
 __all__ = ["LoadReport", "load_branch", "load_official", "load_pretrained", "load_weights", "match_weights"]
@@ -88,6 +89,7 @@ def load_official(module: nn.Module, state_dict: Mapping, strict: bool = True) -
 def _match_official(
     module: nn.Module, tensors: Mapping[str, Tensor], strict: bool
 ) -> tuple[dict[str, Tensor], LoadReport]:
+    tensors = {upstream_name(name): tensor for name, tensor in tensors.items()}
     if any(name.startswith("backbone.") for name in official_names(module).values()):
         if not any(name.startswith("backbone.") for name in tensors):
             tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
@@ -189,11 +191,11 @@ def load_pretrained(model: nn.Module) -> LoadReport:
 def load_branch(branch: Branch, tensors: Mapping[str, Tensor], source: str = "checkpoint") -> LoadReport:
     """Loads a single pretrained network (timm's names or those of the original releases) into a branch.
 
-    Final norm, class token and classification head have no place in a branch and are ignored; the position embedding
-    and the patch convolution are resized to the branch's.
+    Final norm, class token and classification head have no place in a branch and are ignored; positions, relative ones
+    too, and the patch convolution are resized to the branch's.
 
     Raises:
-        CheckpointError: when less than nine tenths of the branch is found.
+        CheckpointError: when less than three quarters of the branch is found, or what is found cannot be resized.
     """
     fitted, report = _match_branch(branch, tensors, source)
     fill(branch, fitted)
@@ -205,7 +207,7 @@ def _match_branch(
 ) -> tuple[dict[str, Tensor], LoadReport]:
     own = branch.state_dict()
     official = {theirs: ours for ours, theirs in official_names(branch).items()}
-    ours = {official.get(upstream_name(name), name): tensor for name, tensor in tensors.items()}
+    ours = {official.get(name, name): tensor for name, tensor in upstream_tensors(branch, tensors).items()}
     report = LoadReport(ignored=[name for name in ours if name not in own])
     try:
         return _fit_all(branch, {k: v for k, v in ours.items() if k in own}, report, own, tensors, False, enough=0.75)
@@ -279,7 +281,21 @@ def _fit(name: str, tensor: Tensor, own: Tensor) -> Tensor:
         return resize_pos_embed(tensor, own.shape[1])
     if name.endswith("patch_embed.proj.weight") and tensor.dim() == 4 and tensor.shape[:2] == own.shape[:2]:
         return resize_patch_embed(tensor, own.shape[-1])
+    if name.endswith("relative_position_bias_table") and tensor.dim() == 2:
+        return _fit_bias(name, tensor, own)
     return tensor
+
+
+def _fit_bias(name: str, table: Tensor, own: Tensor) -> Tensor:
+    rows, heads = table.shape
+    if heads != own.shape[1]:
+        raise CheckpointError(
+            f"{name} ({rows} rows, {heads} heads) is for another number of heads than {own.shape[1]}."
+        )
+    try:
+        return resize_relative_position_bias(table, own.shape[0])
+    except CheckpointError as error:
+        raise CheckpointError(f"{name} ({rows} rows, {heads} heads): {error}") from error
 
 
 def _some(names: list[str], count: int = 3) -> str:

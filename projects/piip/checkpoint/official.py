@@ -10,25 +10,44 @@ import re
 
 from torch import nn
 
-from ..modeling.branches import Branch, ConvNeXtBranch, InternViTBranch, TimmBranch, ViTBranch
+from ..modeling.branches import (
+    BEiTBranch,
+    Branch,
+    ConvNeXtBranch,
+    InternViTBranch,
+    TimmBranch,
+    UniPerceiverBranch,
+    ViTBranch,
+)
 from ..modeling.interaction import InteractionUnit
 from ..modeling.piip import PIIP
 from ..modeling.single_branch import SingleBranch
 
-__all__ = ["UNUSED", "official_names", "upstream_name"]
+__all__ = ["UNUSED", "official_names"]
 
 # What released checkpoints carry without any use, and our models do not have.
-UNUSED = re.compile(r"(?:^|\.)convnext_model\.layernorm\.")
-
-# Names of the libraries that the released code takes pretrained networks from -> names of released checkpoints.
-_UPSTREAM = [
-    (r"^(?:convnext\.)?(embeddings|encoder)\.(?=patch_embeddings\.|layernorm\.|stages\.)", r"convnext_model.\1.")
-]
+UNUSED = re.compile(r"(?:^|\.)convnext_model\.layernorm\.|\.attn\.relative_position_index$")
 
 # One entry per branch family; a family without its own has the rules of the class that it derives from.
 _BRANCHES: dict[type[Branch], list] = {
     ViTBranch: [(r"\.ls([12])\.gamma$", r".gamma_\1")],
     InternViTBranch: [],
+    BEiTBranch: [(r"\.ls([12])\.gamma$", r".gamma_\1")],
+    UniPerceiverBranch: [
+        (r"^patch_embed\.proj\.", "visual_embed.patch_embed.proj."),
+        (r"^(spatial|temporal)_pos_embed$", r"visual_embed.patch_embed.\1_pos_embed.weight"),
+        (r"^embed_norm\.", "visual_embed.embeddings_norm."),
+        *(
+            (rf"^blocks\.(\d+)\.{ours}$", rf"layers.\1.{theirs}")
+            for ours, theirs in (
+                (r"norm([12])\.(\w+)", r"norm\2.\3"),
+                (r"attn\.qkv\.(\w+)", r"self_attn.in_proj.\2"),
+                (r"attn\.proj\.(\w+)", r"self_attn.out_proj.\2"),
+                (r"mlp\.fc([12])\.(\w+)", r"linear\2.\3"),
+                (r"ls([12])\.gamma", r"gamma_\2"),
+            )
+        ),
+    ],
     ConvNeXtBranch: [
         (r"^stem\.0\.", "convnext_model.embeddings.patch_embeddings."),
         (r"^stem\.1\.", "convnext_model.embeddings.layernorm."),
@@ -127,11 +146,6 @@ def official_names(module: nn.Module) -> dict[str, str]:
             names.update({name: new for name in others if (new := _rename(name, _DETECTOR + _DINO)) != name})
             return names
     raise TypeError(f"{type(module).__name__} contains no backbone that has released checkpoints")
-
-
-def upstream_name(name: str) -> str:
-    """The released name of an entry of a pretrained file (``transformers``' ConvNeXt has another beginning)."""
-    return _rename(name, _UPSTREAM)
 
 
 def _rename(name: str, rules: list) -> str:

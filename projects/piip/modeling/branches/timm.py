@@ -72,8 +72,9 @@ class TimmBranch(StagedBranch):
     ) -> None:
         super().__init__()
         check_rate("drop_path_rate", drop_path_rate)
-        model = _create(model_name, drop_path_rate, options)
         self.model_name = model_name
+        self._options = {"drop_path_rate": drop_path_rate, "options": options}
+        model = self.make_model()
         self.weights = f"timm://{model_name}" if weights == "default" else weights
         self.use_act_checkpoint = use_act_checkpoint
         self.step_names, maps, before = _split(model, model_name)
@@ -82,17 +83,22 @@ class TimmBranch(StagedBranch):
         pixels = _native_size(model)[0]
         if self.on_tokens:
             self.num_prefix_tokens = model.num_prefix_tokens
-            strides = [pixels // math.isqrt(x.shape[1] - self.num_prefix_tokens) for x in maps]
+            sides = [math.isqrt(x.shape[1] - self.num_prefix_tokens) for x in maps]
         else:
             self.channels_last = all(x.shape[1] == x.shape[2] for x in maps)
-            # Networks with padded convolutions round grids up.
-            strides = [2 ** round(math.log2(pixels / x.shape[2])) for x in maps]
-        self.embed_stride, *self.strides = strides
+            sides = [x.shape[2] for x in maps]
+        self.embed_stride, *self.strides = (_stride(pixels, side) for side in sides)
         self.out_channels = [x.shape[-1 if self.on_tokens or self.channels_last else 1] for x in maps[1:]]
+        # Networks with windows of a fixed size, say.
+        self.refuses_sizes = not self.on_tokens and not _runs(model, (pixels + 192, pixels + 64))
         self.blocks = nn.ModuleList(steps)
         self.stem = _strip(model, self.step_names, before)
-        if _shapes_only(self.stem).shape != maps[0].shape:
+        if not _runs(self.stem, result=maps[0].shape):
             raise _unsuitable(model, model_name)
+
+    def make_model(self) -> nn.Module:
+        """The whole network that this branch is a part of, with random weights."""
+        return _create(self.model_name, **self._options)
 
     def timm_name(self, name: str) -> str:
         """What timm calls an entry of this branch's state dict."""
@@ -133,12 +139,14 @@ class TimmBranch(StagedBranch):
         if rope is not None:
             # Learned rotary positions (blocks, heads, N, C) are every block's own.
             return block(x, rope=rope[index] if rope.dim() == 4 else rope)
+        if not self.refuses_sizes:
+            return block(x)
         try:
             return block(x)
-        except AssertionError as error:  # how timm refuses a grid that fixed windows do not tile
+        except (AssertionError, RuntimeError) as error:
             raise ConfigError(
-                f"block {index} of {self.model_name} cannot run on a map of shape {tuple(x.shape)} ({error}); choose "
-                "resolutions that its windows tile, or its img_size accordingly."
+                f"block {index} of {self.model_name} cannot run on a map of shape {tuple(x.shape)} ({error}); the "
+                "network is made for some sizes only: set img_size to the branch's, or choose another resolution."
             ) from error
 
     def _split_prefix(self, x: Tensor, grid: tuple[int, int]) -> BranchState:
@@ -203,10 +211,18 @@ def _create(model_name: str, drop_path_rate: float, options: dict[str, object]) 
     ) from refusal
 
 
+def _stride(pixels: int, side: int) -> int:
+    """Of an image with so many pixels per side and a map with so many positions, which may have been rounded."""
+    power = 2 ** round(math.log2(pixels / side))
+    return power if side in (pixels // power, math.ceil(pixels / power)) else pixels // side
+
+
 def _native_size(model: nn.Module) -> tuple[int, int]:
     """Pixels per side that the network is made for."""
     embed = getattr(model, "patch_embed", None)
-    return tuple(getattr(embed, "img_size", None) or model.pretrained_cfg["input_size"][1:])
+    sides = getattr(embed, "img_size", None) or model.pretrained_cfg["input_size"][1:]
+    patches = getattr(embed, "patch_size", (1, 1))
+    return tuple(side // patch * patch for side, patch in zip(sides, patches, strict=True))
 
 
 def _split(model: nn.Module, model_name: str) -> tuple[list[str], list[Tensor], set[str]]:
@@ -224,7 +240,7 @@ def _split(model: nn.Module, model_name: str) -> tuple[list[str], list[Tensor], 
     for names, last in _candidates(model):
         try:
             maps, before = _trace(model, names, last)
-        except (AssertionError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # a network may do anything
             cause = error
             continue
         if maps and {x.dim() for x in maps} == {3 if on_tokens else 4}:
@@ -308,11 +324,20 @@ def _trace(model: nn.Module, names: Sequence[str], last: str) -> tuple[list[Tens
     return (maps if complete else []), before
 
 
-def _shapes_only(model: nn.Module) -> Tensor:
-    """One forward pass over an image of the network's size, on the meta device."""
+def _runs(model: nn.Module, size: Sequence[int] | None = None, result: torch.Size | None = None) -> bool:
+    """Whether a network runs on images of a size, and has a result of that shape."""
+    try:
+        shape = _shapes_only(model, size).shape
+    except Exception:  # a network may do anything
+        return False
+    return result is None or shape == result
+
+
+def _shapes_only(model: nn.Module, size: Sequence[int] | None = None) -> Tensor:
+    """One forward pass over an image of a size, else of the network's own, on the meta device."""
     features = _Features(model).eval()
     state = {**dict(features.named_parameters()), **dict(features.named_buffers())}
-    image = torch.empty(1, 3, *_native_size(model), device="meta")
+    image = torch.empty(1, 3, *(size or _native_size(model)), device="meta")
     try:
         with torch.no_grad():
             return functional_call(features, {name: x.to("meta") for name, x in state.items()}, (image,))
