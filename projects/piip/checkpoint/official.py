@@ -76,9 +76,10 @@ _DETECTOR = [
     (r"^proposal_generator\.rpn_head\.conv\.", "rpn_head.rpn_conv."),
     (r"^proposal_generator\.rpn_head\.objectness_logits\.", "rpn_head.rpn_cls."),
     (r"^proposal_generator\.rpn_head\.anchor_deltas\.", "rpn_head.rpn_reg."),
-    (r"^roi_heads\.box_head\.fc(\d)\.", lambda m: f"roi_head.bbox_head.shared_fcs.{int(m[1]) - 1}."),
-    (r"^roi_heads\.box_predictor\.cls_score\.", "roi_head.bbox_head.fc_cls."),
-    (r"^roi_heads\.box_predictor\.bbox_pred\.", "roi_head.bbox_head.fc_reg."),
+    # A cascade has one box head per stage, with its number.
+    (r"^roi_heads\.box_head\.(\d\.)?fc(\d)\.", lambda m: f"roi_head.bbox_head.{m[1] or ''}shared_fcs.{int(m[2]) - 1}."),
+    (r"^roi_heads\.box_predictor\.(\d\.)?cls_score\.", lambda m: f"roi_head.bbox_head.{m[1] or ''}fc_cls."),
+    (r"^roi_heads\.box_predictor\.(\d\.)?bbox_pred\.", lambda m: f"roi_head.bbox_head.{m[1] or ''}fc_reg."),
     (r"^roi_heads\.mask_head\.mask_fcn(\d)\.", lambda m: f"roi_head.mask_head.convs.{int(m[1]) - 1}.conv."),
     (r"^roi_heads\.mask_head\.deconv\.", "roi_head.mask_head.upsample."),
     (r"^roi_heads\.mask_head\.predictor\.", "roi_head.mask_head.conv_logits."),
