@@ -46,6 +46,8 @@ def weights(entries: list) -> dict[str, Tensor]:
         if tag != "keep":
             values = np.random.RandomState(zlib.crc32(key.encode()) & 0x7FFFFFFF).standard_normal(tuple(shape))
             out[key] = torch.from_numpy(np.asarray(rules[tag](values, shape), dtype=np.float32))
+        else:
+            out[key] = torch.zeros(shape, dtype=torch.int64)  # an index that models of ours do not store
     return out
 
 

@@ -27,6 +27,7 @@ CASES = [
     "twobranch_deit_dino_crossattn",
     "tsb_1120_896_448_in320x320",
     "tsb_1120_896_448_in224x352_b2",
+    "beit_sbl_reduced",
     "baseline_deit_vit_b",
     "baseline_convnext_b",
     "convnext_tsb_1024_672_448_in256x384",
