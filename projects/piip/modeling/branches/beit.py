@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -112,13 +111,14 @@ class _Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def project(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        # A bias of the keys would change nothing but the sum of all logits of a query.
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        return F.linear(tokens, self.qkv.weight, bias).chunk(3, dim=-1)
+        # A bias of the keys would move all logits of a query alike, which softmax does not see.
+        q, k, v = self.qkv(tokens).chunk(3, dim=-1)
+        return q + self.q_bias.to(q.dtype), k, v + self.v_bias.to(v.dtype)
 
     def bias(self) -> Tensor:
-        """What is added to the logits, (heads, side*side queries, side*side keys)."""
-        return _by_pair(self.relative_position_bias_table)
+        """What is added to the logits, (1, heads, side*side queries, side*side keys)."""
+        # The fast kernels take masks of two or four dimensions alone.
+        return _by_pair(self.relative_position_bias_table).unsqueeze(0)
 
 
 def _by_pair(table: Tensor) -> Tensor:
