@@ -28,6 +28,7 @@ from ..errors import ConfigError, did_you_mean
 from ..layers import DeformAttn
 from ..modeling import PIIP, Branch
 from .cost import Cost
+from .shapes import UncountedShapes
 
 __all__ = ["CONVENTIONS", "Complexity", "analyze", "natural_size"]
 
@@ -111,7 +112,7 @@ def analyze(model: nn.Module, size: tuple[int, int] | None = None) -> Complexity
     height, width = (math.ceil(side / divisor) * divisor for side in (height, width))
 
     inference, seen = _Inference(model), _count_at_modules(model)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, UncountedShapes():
         inference(torch.empty(1, 3, height, width, device="meta"))
     # Names start with those of _Inference and of the model in it.
     macs = {tuple(name.split(".")[2:]): sum(n.values()) // 2 for name, n in counter.get_flop_counts().items()}

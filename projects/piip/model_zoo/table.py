@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import PurePosixPath
 
 from tabulate import tabulate
@@ -25,23 +25,27 @@ class Measured:
 
     Attributes:
         true: the backbone as it runs: with merging and its feature pyramid, without the FPN.
-        by_papers: the same backbone by the papers' counting.
+        by_papers: the same backbone by the papers' counting; None where that has no rule for one of its branches.
     """
 
     true: Complexity
-    by_papers: Mapping[str, Cost]
+    by_papers: Mapping[str, Cost] | None
 
     @property
-    def recounted(self) -> Cost:
+    def recounted(self) -> Cost | None:
         """The sum of what the papers count."""
-        return Cost.total(self.by_papers.values())
+        return None if self.by_papers is None else Cost.total(self.by_papers.values())
 
 
 @cache
 def measure(config: str) -> Measured:
     """Counts a model of :func:`~piip.model_zoo.zoo.published` by the name of its config; takes seconds, remembered."""
     backbone = build_on_meta(get_config(config).model.backbone.bottom_up)
-    return Measured(analyze(backbone), published_cost(backbone))
+    try:
+        by_papers = published_cost(backbone)
+    except ConfigError:
+        by_papers = None
+    return Measured(analyze(backbone), by_papers)
 
 
 def measure_zoo(progress: Callable[[str], None] = lambda config: None) -> dict[str, Measured]:
@@ -58,11 +62,14 @@ def measure_zoo(progress: Callable[[str], None] = lambda config: None) -> dict[s
 
 
 def _agrees(printed: str, value: float) -> bool:
-    """Whether a number rounds, or is cut, to what a table prints; true where it prints nothing."""
-    if not printed:
-        return True
-    unit = 10 ** len(printed.partition(".")[2])
-    return round(float(printed) * unit) in (round(value * unit), math.floor(value * unit))
+    """Whether a number rounds, or is cut, to what a table prints.
+
+    The counting scripts print one more digit than the tables, so that a number has been rounded before: 1740.49 is
+    1740.5 to the script, and 1741 in the table.
+    """
+    digits = len(printed.partition(".")[2])
+    tenths = round(value * 10 ** (digits + 1))
+    return round(float(printed) * 10**digits) in (tenths // 10, (tenths + 5) // 10)
 
 
 def disagreements(measured: Mapping[str, Measured]) -> list[str]:
@@ -76,14 +83,18 @@ def disagreements(measured: Mapping[str, Measured]) -> list[str]:
     """
     found = []
     for config, cost in measured.items():
-        row = published()[config]
-        for printed, value, unit in (
-            (row["params_M"], cost.recounted.params / 1e6, "M parameters"),
-            (row["flops_G"], cost.recounted.macs / 1e9, "G multiply-adds"),
-        ):
-            if not _agrees(printed, value):
-                found.append(f"{config}: {printed} {unit} are published and {value:.3f} are recounted.")
+        row, values = published()[config], _millions(cost.recounted)
+        for key, value, unit in zip(("params_M", "flops_G"), values, ("M parameters", "G multiply-adds"), strict=True):
+            if row[key] and value is None:
+                found.append(f"{config}: {row[key]} {unit} are published, and no rule recounts them.")
+            elif row[key] and not _agrees(row[key], value):
+                found.append(f"{config}: {row[key]} {unit} are published and {value:.3f} are recounted.")
     return found
+
+
+def _millions(cost: Cost | None) -> tuple[float | None, float | None]:
+    """Parameters in millions and multiply-adds in billions."""
+    return (None, None) if cost is None else (cost.params / 1e6, cost.macs / 1e9)
 
 
 def as_data(measured: Mapping[str, Measured]) -> dict[str, dict[str, float | None]]:
@@ -95,54 +106,66 @@ def as_data(measured: Mapping[str, Measured]) -> dict[str, dict[str, float | Non
     data = {}
     for config, cost in measured.items():
         row = published()[config]
+        columns = zip(("params_M", "flops_G"), _millions(cost.recounted), _millions(cost.true.total), strict=True)
         data[config] = {
-            "published_params_M": float(row["params_M"]) if row["params_M"] else None,
-            "recounted_params_M": cost.recounted.params / 1e6,
-            "true_params_M": cost.true.total.params / 1e6,
-            "published_flops_G": float(row["flops_G"]) if row["flops_G"] else None,
-            "recounted_flops_G": cost.recounted.macs / 1e9,
-            "true_flops_G": cost.true.total.macs / 1e9,
+            f"{kind}_{key}": value
+            for key, recounted, true in columns
+            for kind, value in (
+                ("published", float(row[key]) if row[key] else None),
+                ("recounted", recounted),
+                ("true", true),
+            )
         }
     return data
+
+
+def _printed(config: str, cost: Measured, nothing: str) -> list[list[str]]:
+    """Published, recounted and true #Params, and the same of #FLOPs, as tables show them."""
+    columns = zip(("params_M", "flops_G"), _millions(cost.recounted), _millions(cost.true.total), strict=True)
+    return [
+        [published()[config][key] or nothing, *(nothing if v is None else f"{v:.1f}" for v in (recounted, true))]
+        for key, recounted, true in columns
+    ]
 
 
 def as_text(measured: Mapping[str, Measured]) -> str:
     """The numbers of :func:`as_data` for reading, published ones as they are printed."""
     head = ["backbone only; one multiply-add = 1 FLOP", *("published", "recounted", "true") * 2]
     rows = [["", "#Params (M)", "", "", "#FLOPs (G)", "", ""]]
-    for config, cost in measured.items():
-        row = published()[config]
-        rows.append(
-            [
-                config,
-                *(row["params_M"] or "-", f"{cost.recounted.params / 1e6:.1f}", f"{cost.true.total.params / 1e6:.1f}"),
-                *(row["flops_G"] or "-", f"{cost.recounted.macs / 1e9:.1f}", f"{cost.true.total.macs / 1e9:.1f}"),
-            ]
-        )
+    rows += [[config, *chain(*_printed(config, cost, "-"))] for config, cost in measured.items()]
     return tabulate(rows, head, disable_numparse=True, colalign=["left"] + ["right"] * 6)
 
 
 def markdown(measured: Mapping[str, Measured]) -> str:
-    """The table of all published models in Markdown.
+    """Tables of all published models in Markdown, one per detector.
 
     Args:
         measured: what :func:`measure_zoo` returns.
     """
+    detectors = dict.fromkeys(row["detector"] for row in published().values())
+    return "\n\n".join(f"## {detector}\n\n{_table(measured, detector)}" for detector in detectors)
+
+
+def _table(measured: Mapping[str, Measured], detector: str) -> str:
+    rows = {config: row for config, row in published().items() if row["detector"] == detector}
+    metrics = {"box_AP": "box AP"}
+    if any(row["mask_AP"] for row in rows.values()):
+        metrics["mask_AP"] = "mask AP"
     kinds = "published / recounted / true"
     head = [
-        *("name", "backbone", "resolutions", "pre-training", "lr sched", "box AP", "mask AP"),
+        *("name", "backbone", "resolutions", "pre-training", "lr sched", "batch", *metrics.values()),
         *(f"#Params (M)<br>{kinds}", f"#FLOPs (G)<br>{kinds}", "weights · log", "source", "note"),
     ]
     lines = [head, ["---"] * len(head)]
-    for config, row in published().items():
-        cost = measured[config]
+    for config, row in rows.items():
+        links = [f"`{row['checkpoint']}`"] * bool(row["checkpoint"]) + [f"[log]({row['log']})"] * bool(row["log"])
         lines.append(
             [
                 f"[{PurePosixPath(config).stem}](configs/{config})",
-                *(row[key] for key in ("backbone", "resolutions", "pretrain", "schedule", "box_AP", "mask_AP")),
-                f"{row['params_M'] or '–'} / {cost.recounted.params / 1e6:.1f} / {cost.true.total.params / 1e6:.1f}",
-                f"{row['flops_G'] or '–'} / {cost.recounted.macs / 1e9:.1f} / {cost.true.total.macs / 1e9:.1f}",
-                f"`{row['checkpoint']}` · [log]({row['log']})",
+                *(row[key] for key in ("backbone", "resolutions", "pretrain", "schedule", "batch_size")),
+                *(row[key] or "–" for key in metrics),
+                *(" / ".join(numbers) for numbers in _printed(config, measured[config], "–")),
+                " · ".join(links) or "–",
                 *(row["source"], row["notes"]),
             ]
         )
