@@ -34,7 +34,7 @@ MAPS = {
     "regnety_002": ({}, ["final_conv"], [4, 8, 16, 32]),
     "test_efficientnet": ({}, ["conv_head", "bn2"], [2, 4, 8, 16, 32]),
     "pvt_v2_b0": ({}, [], [4, 8, 16, 32]),
-    "davit_tiny": ({"depths": (1, 1, 1, 1)}, ["norm_pre"], [4, 8, 16, 32]),
+    "test_mambaout": ({}, ["norm"], [4, 8, 16, 32]),
 }
 
 
@@ -98,7 +98,7 @@ def test_networks_in_stages_compute_what_timm_computes(name):
 
 def test_stages_whose_parts_do_not_follow_each_other_are_one_block():
     assert TimmBranch("pvt_v2_b0", weights=None).num_blocks == 4
-    assert TimmBranch("davit_tiny", weights=None, depths=(1, 1, 1, 1)).num_blocks == 7
+    assert TimmBranch("test_mambaout", weights=None).num_blocks == 9
 
 
 def test_a_network_in_stages_is_a_backbone():
@@ -109,11 +109,10 @@ def test_a_network_in_stages_is_a_backbone():
 
 
 def test_networks_of_some_sizes_only_say_so():
-    branch = TimmBranch("test_maxvit", weights=None)
-    native = 160
-    assert walk(branch.eval(), torch.randn(1, 3, native, native)).grid_size == (5, 5)
-    with pytest.raises(ConfigError, match=r"block 0 of test_maxvit.*set img_size"):
-        branch.run(branch.embed(torch.randn(1, 3, 192, 192)), 0, 1)
+    branch = TimmBranch("maxvit_rmlp_pico_rw_256", weights=None).eval()
+    assert walk(branch, torch.randn(1, 3, 256, 256)).grid_size == (8, 8)
+    with pytest.raises(ConfigError, match=r"block \d+ of maxvit_rmlp_pico_rw_256.*set img_size"):
+        branch.run(branch.embed(torch.randn(1, 3, 192, 192)), 0, branch.num_blocks)
 
 
 def test_pixels_that_make_no_whole_patch_are_dropped():

@@ -23,7 +23,7 @@ _STAGES = ("stages", "layers", "blocks")
 _NUMBERED_STAGES = ("layer{}", "s{}")
 
 # How timm's classes are told to accept inputs of any size.
-_ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+_ANY_SIZE = ({"strict_img_size": False}, {"dynamic_img_size": True}, {})
 
 _OURS = ("pretrained", "checkpoint_path", "num_classes", "in_chans", "features_only", "scriptable", "exportable")
 
