@@ -1,7 +1,9 @@
 """Checkpoint files: safe reading, atomic writing."""
 
 import os
+import pathlib
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -48,6 +50,69 @@ def test_truncated_files_are_named(tmp_path, name, keep):
     (tmp_path / name).write_bytes(whole.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match=f"{name}.*({keep} bytes|refused)"):
         read_checkpoint(tmp_path / name)
+
+
+WRAPPED = {"w": torch.ones(2), "b": torch.zeros(1, dtype=torch.bfloat16)}
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        WRAPPED,
+        {
+            "state_dict": WRAPPED,
+            "meta": {"epoch": 12, "time": "now"},
+            "optimizer": {"state": {0: {"w": torch.ones(9)}}},
+        },
+        {"model": {"state_dict": WRAPPED}},
+        {"module": {"model": {"module.w": WRAPPED["w"], "module.b": WRAPPED["b"]}}},
+        {"state_dict": WRAPPED, "model": {"v": torch.ones(1)}},
+        {  # as DeepSpeed leaves it
+            "module": WRAPPED,
+            "buffer_names": ["b"],
+            "optimizer": None,
+            "param_shapes": [{"w": torch.Size([2])}],
+            "lr_scheduler": {"last_epoch": 3},
+            "ds_config": {"zero_optimization": {"stage": 1}},
+            "ds_version": "0.14.0",
+            "global_steps": 9,
+        },
+    ],
+    ids=["bare", "mmcv", "nested", "nested with prefix", "both", "DeepSpeed"],
+)
+def test_wrappers_and_leftovers(tmp_path, checkpoint):
+    torch.save(checkpoint, tmp_path / "wrapped.pth")
+    tensors = tensors_of(read_checkpoint(tmp_path / "wrapped.pth", mmap=True))
+    assert {name: (t.tolist(), t.dtype) for name, t in tensors.items()} == {
+        "w": ([1, 1], torch.float32),
+        "b": ([0], torch.bfloat16),
+    }
+
+
+def test_the_empty_tensors_of_a_sharded_training_are_told():
+    with pytest.raises(CheckpointError, match=r"1 of 2 tensors of the checkpoint are empty \(w first\).*zero_to_fp32"):
+        tensors_of({"module": {"w": torch.empty(0), "b": torch.ones(1)}, "ds_version": "0.14.0"})
+
+
+@pytest.mark.parametrize("numpy_1", [False, True])
+def test_numpy_numbers_in_training_logs_are_harmless(tmp_path, numpy_1):
+    log = {"loss": np.float64(0.5), "epoch": np.int64(3), "best": np.bool_(True), "type": np.dtype("float32")}
+    torch.save({"state_dict": WRAPPED, "meta": log}, tmp_path / "log.pth")
+    if numpy_1:  # which had the same function in another module
+        with zipfile.ZipFile(tmp_path / "log.pth") as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(tmp_path / "log.pth", "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert read_checkpoint(tmp_path / "log.pth")["meta"] == log
+
+
+def test_other_objects_in_training_logs_are_refused(tmp_path):
+    torch.save(
+        {"state_dict": WRAPPED, "meta": {"history": collections.Counter(a=1), "e": Exploit}}, tmp_path / "log.pth"
+    )
+    with pytest.raises(CheckpointError, match=r"log\.pth' is not a plain weight file and is refused"):
+        read_checkpoint(tmp_path / "log.pth")
 
 
 def test_missing_files_and_files_without_tensors_are_named(tmp_path):

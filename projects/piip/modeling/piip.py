@@ -5,24 +5,24 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.backbone import Backbone
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError, did_you_mean
+from .backbone import PyramidBackbone, token_map
 from .branches import Branch, BranchState
 from .interaction import Injector, InteractionUnit
 from .merging import BranchMerge, StageMerge
 from .necks import SimplePyramidNeck, StageNeck
-from .pyramid import check_input, image_pyramid
+from .pyramid import image_pyramid
 
 __all__ = ["PIIP", "block_groups"]
 
 BlockGroups = Sequence[Sequence[Sequence[int]]]
 
 
-class PIIP(Backbone):
+class PIIP(PyramidBackbone):
     """Parameter-inverted image pyramid network: several branches look at one image at several resolutions.
 
     Everywhere, branches are ordered from the highest resolution (the smallest model) to the lowest (the largest
@@ -69,10 +69,11 @@ class PIIP(Backbone):
         size_divisibility: int = 32,
         use_act_checkpoint: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(size_divisibility)
         branches, resolutions = list(branches), [int(r) for r in resolutions]
         _check_resolutions(branches, resolutions)
         self.resolutions = resolutions
+        self.input_stride = max(branches[0].strides)
         self.branches = nn.ModuleList(branches)
         self.groups = _check_groups(branches, interaction_indexes)
         self.interaction_kwargs = _check_interaction(interaction or {})
@@ -94,7 +95,6 @@ class PIIP(Backbone):
                 self.neck = SimplePyramidNeck(widths, strides[0], out_features)
             else:
                 self.neck = StageNeck(widths, strides, out_features)
-        self._size_divisibility = size_divisibility
         self.use_act_checkpoint = False
         if use_act_checkpoint:
             self.set_grad_checkpointing()
@@ -141,11 +141,9 @@ class PIIP(Backbone):
         for step, merge in merges.items():
             width = self._widths(int(step))[index]
             merge.projections[index] = merge.make_projection(width, last=False).to(like)
+        self.train(self.training)  # new modules start in training mode
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        check_input(image, max(self.branches[0].strides))
-        # A backbone in bfloat16 or float16 (the billion-parameter ones) sits between a float32 image and float32 heads.
-        dtype = self.merge.weights[0].dtype
+    def compute_maps(self, image: Tensor, dtype: torch.dtype) -> Tensor | list[Tensor]:
         states = [
             branch.embed(copy.to(dtype))
             for branch, copy in zip(self.branches, image_pyramid(image, self.resolutions), strict=True)
@@ -159,10 +157,9 @@ class PIIP(Backbone):
             for (fine, coarse), unit in zip(self.pairs, units, strict=True):
                 states[fine], states[coarse] = self._interact(unit, states[fine], states[coarse])
             if step in self.out_steps:
-                stages.append(self.stage_merges[str(step)](_maps(states)))
-        merged = self.merge(_maps(states))
-        outputs = self.neck([*stages, merged] if stages else merged)
-        return outputs if dtype == image.dtype else {name: x.to(image.dtype) for name, x in outputs.items()}
+                stages.append(self.stage_merges[str(step)]([token_map(state) for state in states]))
+        merged = self.merge([token_map(state) for state in states])
+        return [*stages, merged] if stages else merged
 
     def _interact(self, unit: InteractionUnit, fine: BranchState, coarse: BranchState) -> list[BranchState]:
         args = (fine.tokens, coarse.tokens, fine.grid_size, coarse.grid_size)
@@ -171,15 +168,6 @@ class PIIP(Backbone):
         else:
             tokens = unit(*args)
         return [state.replace(tokens=t) for state, t in zip((fine, coarse), tokens, strict=True)]
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of every output map."""
-        return self.neck.output_shape()
-
-    @property
-    def size_divisibility(self) -> int:
-        """What the sides of padded batches must be a multiple of, in pixels."""
-        return self._size_divisibility
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations of all branches and interactions in the backward pass."""
@@ -198,11 +186,6 @@ def block_groups(num_blocks: int, steps: int) -> list[list[int]]:
     sizes = [size] * (steps - larger) + [size + 1] * larger
     ends = [sum(sizes[: i + 1]) for i in range(steps)]
     return [[end - n, end - 1] for n, end in zip(sizes, ends, strict=True)]
-
-
-def _maps(states: Sequence[BranchState]) -> list[Tensor]:
-    """Tokens as maps (B, C, h, w)."""
-    return [state.tokens.transpose(1, 2).unflatten(2, state.grid_size) for state in states]
 
 
 def _only_stride(branch: Branch) -> int:
