@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.backbone import Backbone
+import torch
 from torch import Tensor, nn
 
+from .backbone import PyramidBackbone, token_map
 from .branches import Branch
 from .necks import SimplePyramidNeck, StageNeck
-from .pyramid import check_input
 
 __all__ = ["SingleBranch"]
 
 
-class SingleBranch(Backbone):
+class SingleBranch(PyramidBackbone):
     """A branch, all of its blocks, and a map per stage or the simple feature pyramid.
 
     A branch in stages returns what every stage ends with, as it is. From a branch whose grid does not change, the four
@@ -36,8 +35,9 @@ class SingleBranch(Backbone):
         out_features: Sequence[str] = ("c2", "c3", "c4", "c5"),
         size_divisibility: int = 32,
     ) -> None:
-        super().__init__()
+        super().__init__(size_divisibility)
         self.branch = branch
+        self.input_stride = branch.strides[-1]
         # The last block of every stage.
         self.ends = [i for i, s in enumerate(branch.strides) if s != (*branch.strides, None)[i + 1]]
         widths, strides = ([values[i] for i in self.ends] for values in (branch.out_channels, branch.strides))
@@ -45,25 +45,14 @@ class SingleBranch(Backbone):
             self.neck: nn.Module = SimplePyramidNeck(widths[0], strides[0], out_features, norm="LN")
         else:
             self.neck = StageNeck(widths, strides, out_features)
-        self._size_divisibility = size_divisibility
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        check_input(image, self.branch.strides[-1])
-        state, maps, start = self.branch.embed(image), [], 0
+    def compute_maps(self, image: Tensor, dtype: torch.dtype) -> Tensor | list[Tensor]:
+        state, maps, start = self.branch.embed(image.to(dtype)), [], 0
         for end in self.ends:
             state = self.branch.run(state, start, end + 1)
-            maps.append(state.tokens.transpose(1, 2).unflatten(2, state.grid_size))
+            maps.append(token_map(state))
             start = end + 1
-        return self.neck(maps if len(maps) > 1 else maps[0])
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of every output map."""
-        return self.neck.output_shape()
-
-    @property
-    def size_divisibility(self) -> int:
-        """What the sides of padded batches must be a multiple of, in pixels."""
-        return self._size_divisibility
+        return maps if len(maps) > 1 else maps[0]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations of the branch in the backward pass."""
