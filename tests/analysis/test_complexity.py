@@ -17,6 +17,7 @@ from piip.errors import ConfigError
 from piip.model_zoo.table import measure
 from piip.model_zoo.zoo import get_config, published
 from piip.modeling import PIIP, SingleBranch, ViTBranch
+from tests.modeling.meta_arch.tiny_dino import tiny_dino
 from tests.reference import GOLDENS
 
 
@@ -183,3 +184,16 @@ def test_report_and_data_tell_the_same(detector) -> None:
     assert data["by_papers"]["total"] == {"params": 1_500_000, "macs": 2_000_000_000}
     assert "each counted once" in text
     assert as_data(complexity)["by_papers"] is None
+
+
+def test_of_a_dino_the_transformer_is_counted():
+    model = tiny_dino()  # two encoder layers, 4 heads, 4 levels, 2 points, feed-forward width 64
+    result = analyze(model, (64, 96))
+    tokens, dim = 16 * 24 + 8 * 12 + 4 * 6 + 2 * 3, 32
+    samples = 4 * 4 * 2
+    layer = dim * (3 * samples) + 2 * dim * dim + 5 * 4 * 2 * dim + 2 * dim * 64
+    assert result.parts["transformer.encoder"].macs == 2 * tokens * layer
+    assert result.parts["transformer.decoder"].macs > 0
+    assert result.parts["backbone.neck"].macs > 0
+    assert result.total.params == sum(p.numel() for p in model.parameters())
+    assert "decoder: 20 queries" in result.notes

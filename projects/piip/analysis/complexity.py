@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling import FPN, GeneralizedRCNN
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from torch import Tensor, nn
@@ -25,8 +25,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ConfigError, did_you_mean
-from ..layers import DeformAttn
+from ..layers import DeformAttn, MSDeformAttn
 from ..modeling import PIIP, Branch
+from ..modeling.meta_arch import DINO
 from .cost import Cost
 from .shapes import UncountedShapes
 
@@ -40,7 +41,7 @@ CONVENTIONS = (
 )
 
 # Modules that are shown by their children; all others are one part.
-_SPLIT = {"backbone", "bottom_up", "branches", "roi_heads"}
+_SPLIT = {"backbone", "bottom_up", "branches", "roi_heads", "transformer"}
 
 
 def _deform_attn_macs(module: DeformAttn, query: Tensor) -> int:
@@ -48,8 +49,17 @@ def _deform_attn_macs(module: DeformAttn, query: Tensor) -> int:
     return 5 * query.shape[0] * query.shape[1] * module.num_points * module.value_proj.out_features
 
 
+def _ms_deform_attn_macs(module: MSDeformAttn, query: Tensor) -> int:
+    """The same at every level."""
+    samples = query.shape[0] * query.shape[1] * module.num_levels * module.num_points
+    return 5 * samples * module.value_proj.out_features
+
+
 # Operators that FlopCounterMode does not see: module class -> multiply-adds from the module and its first input.
-_OPERATORS: dict[type[nn.Module], Callable[[Any, Tensor], int]] = {DeformAttn: _deform_attn_macs}
+_OPERATORS: dict[type[nn.Module], Callable[[Any, Tensor], int]] = {
+    DeformAttn: _deform_attn_macs,
+    MSDeformAttn: _ms_deform_attn_macs,
+}
 
 
 @dataclass(frozen=True)
@@ -93,8 +103,8 @@ def analyze(model: nn.Module, size: tuple[int, int] | None = None) -> Complexity
     """Counts the true cost of a detector's or a backbone's inference.
 
     Of a Mask R-CNN (any RPN with Detectron2's standard or cascaded heads) all layers are counted: the box head on as
-    many proposals and the mask head on as many detections as the model keeps at most. Of other detectors only the
-    backbone is, and the notes say so.
+    many proposals and the mask head on as many detections as the model keeps at most. So are those of a DINO. Of other
+    detectors only the backbone is, and the notes say so.
 
     Args:
         model: on any device; it stays as it is.
@@ -107,7 +117,7 @@ def analyze(model: nn.Module, size: tuple[int, int] | None = None) -> Complexity
     height, width = size or (natural_size(model),) * 2
     if min(height, width) < 1:
         raise ConfigError(f"the input size {height} x {width} must be positive.")
-    model = _meta_copy(model).eval()
+    model = _meta_copy(model).eval().requires_grad_(False)
     divisor = getattr(getattr(model, "backbone", model), "size_divisibility", 0) or 1
     height, width = (math.ceil(side / divisor) * divisor for side in (height, width))
 
@@ -145,6 +155,10 @@ class _Inference(nn.Module):
     def forward(self, image: Tensor) -> None:
         model = self.model
         features = getattr(model, "backbone", model)(image)
+        if isinstance(model, DINO):
+            padding = torch.zeros(len(image), *image.shape[-2:], dtype=torch.bool, device=image.device)
+            queries = model.transformer([features[name] for name in model.in_features], padding).proposal_boxes
+            self.notes.append(f"decoder: {queries.shape[1]} queries")
         if not isinstance(model, GeneralizedRCNN):
             return
         proposals, heads = model.proposal_generator, model.roi_heads
@@ -201,13 +215,13 @@ def _count_at_modules(model: nn.Module) -> dict[str, Cost]:
 
 def _parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, str]]:
     """Label and path of every part of a model, in the order of the data."""
-    # An FPN holds the network below it as its last child.
+    # An FPN, or another neck, holds the network below it as its last child.
     for name, child in sorted(module.named_children(), key=lambda item: item[0] != "bottom_up"):
         below = f"{path}.{name}" if path else name
         if name in _SPLIT:
             yield from _parts(child, below)
         elif hasattr(module, "bottom_up"):
-            yield below.removesuffix(name) + "fpn", below
+            yield below.removesuffix(name) + ("fpn" if isinstance(module, FPN) else "neck"), below
         else:
             yield below, below
 
