@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -117,30 +116,23 @@ class _Attention(nn.Module):
 
     def bias(self) -> Tensor:
         """What is added to the logits, (1, heads, side*side queries, side*side keys)."""
+        table = self.relative_position_bias_table
+        # Computed anew, as a buffer would be lost on the way from the meta device.
+        index = relative_position_index(self.side, table.device)
         # The fast kernels take masks of two or four dimensions alone.
-        return _by_pair(self.relative_position_bias_table).unsqueeze(0)
+        return table.T.index_select(1, index.flatten()).view(1, -1, *index.shape)
 
 
-def _by_pair(table: Tensor) -> Tensor:
-    """Lays a table of values per offset out for every pair of tokens.
+def relative_position_index(side: int, device: torch.device | str = "cpu") -> Tensor:
+    """Which row of a table of relative position biases belongs to every pair of tokens.
 
-    The table's rows are the offsets from key to query, -(side - 1) to side - 1 in either direction, row by row.
-
-    Shape:
-        ((2*side-1)**2, heads) -> (heads, side*side queries, side*side keys)
-    """
-    span = math.isqrt(table.shape[0])
-    side = (span + 1) // 2
-    # Read backwards, the offsets that one query needs for all keys are a window of the table: views instead of an index
-    # whose gradient would add up hundreds of values per entry.
-    windows = table.unflatten(0, (span, span)).flip(0, 1).unfold(0, side, 1).unfold(1, side, 1)
-    return windows.flip(0, 1).permute(2, 0, 1, 3, 4).reshape(table.shape[1], side**2, side**2)
-
-
-def relative_position_index(side: int) -> Tensor:
-    """Which row of a table belongs to every pair of tokens; released checkpoints store it beside the table.
+    The rows are the offsets from key to query, -(side - 1) to side - 1 in either direction, row by row. Released
+    checkpoints store this index beside the table.
 
     Shape:
         (side*side queries, side*side keys), int64
     """
-    return _by_pair(torch.arange((2 * side - 1) ** 2).unsqueeze(1))[0]
+    place = torch.arange(side, device=device)
+    offset = place[:, None] - place[None, :] + side - 1
+    index = offset[:, None, :, None] * (2 * side - 1) + offset[None, :, None, :]
+    return index.reshape(side**2, side**2)
