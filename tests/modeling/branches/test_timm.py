@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from piip.checkpoint import load_pretrained
 from piip.checkpoint.load import load_branch
 from piip.errors import CheckpointError, ConfigError
 from piip.modeling import PIIP, SingleBranch, TimmBranch
@@ -148,6 +149,16 @@ def test_files_with_the_names_of_an_original_release_load():
     assert torch.equal(branch.blocks[1].reduction.weight, model.layers[1].downsample.reduction.weight)
 
 
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_a_local_file_is_loaded_by_timms_names(name, tmp_path):
+    model = timm.create_model(name)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    backbone = SingleBranch(TimmBranch(name, weights=str(tmp_path / "weights.pth")))
+    assert load_pretrained(backbone).missing == []
+    for key, value in backbone.branch.state_dict().items():
+        assert torch.equal(value, model.state_dict()[backbone.branch.timm_name(key)])
+
+
 def test_weights_of_another_network_are_refused():
     with pytest.raises(CheckpointError, match=r"timm's rules for test_vit|only 0 of"):
         load_branch(TimmBranch("test_vit", weights=None), timm.create_model("test_resnet").state_dict())
@@ -174,7 +185,8 @@ def test_layer_ids():
 
 
 def test_rotary_positions_are_the_same_in_training():
-    branch = TimmBranch("vit_small_patch16_dinov3", weights=None, **SMALL).train()
+    branch = TimmBranch("vit_small_patch16_dinov3", weights=None, **SMALL)
+    assert branch.training
     image = torch.randn(1, 3, 64, 64)
     once, twice = (branch.run(branch.embed(image), 0, 3).tokens for _ in range(2))
     assert torch.equal(once, twice)
@@ -225,6 +237,7 @@ def test_activation_checkpointing_changes_nothing():
         (["vit_smal_patch16_224"], {}, r"no model 'vit_smal_patch16_224'.*Did you mean 'vit_small_patch16_224'"),
         (["test_vit.r160_in2k"], {}, r"no model 'test_vit.r160_in2k'.*'test_vit.r160_in1k'"),
         (["test_vit"], {"depht": 3}, "cannot build test_vit.*depht"),
+        (["test_vit"], {"img_size": (160, 96)}, r"img_size=\(160, 96\).*must be square"),
         (["test_vit"], {"features_only": True}, "features_only=True"),
         (["test_vit"], {"drop_path_rate": 1.5}, "drop_path_rate=1.5"),
         (["densenet121"], {}, "densenet121.*cannot be run block by block; plain vision transformers"),

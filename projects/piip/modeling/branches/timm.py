@@ -29,7 +29,7 @@ _OURS = ("pretrained", "checkpoint_path", "num_classes", "in_chans", "features_o
 
 _WHAT_WORKS = (
     "plain vision transformers (vit_*, deit*, eva*, SigLIP, DINOv2, DINOv3) and networks that are a chain of stages "
-    "of feature maps (convnext*, swin*, resnet*, regnet*, efficientnet*, maxvit*)"
+    "of feature maps (convnext*, swin*, resnet*, regnet*, efficientnet*, maxvit*) work; BEiT does as BEiTBranch"
 )
 
 
@@ -50,15 +50,17 @@ class TimmBranch(StagedBranch):
         weights: where the pretrained weights are, see :class:`~.base.Branch`; ``"default"`` is timm's own for the name,
             None is none.
         use_act_checkpoint: recompute block activations in the backward pass.
-        options: what else timm's constructor of the network takes, such as ``patch_size=16`` or ``img_size=448`` (the
-            size that learned positions and fixed windows are made for; any size can be run).
+        options: what else timm's constructor of the network takes, such as ``patch_size=16`` or ``img_size=448``, the
+            size that learned positions and windows are made for. Other sizes can be run, but for a few networks with
+            fixed windows (MaxViT), which take multiples of theirs.
 
     Shape:
         embed: (B, 3, H, W) -> tokens (B, h*w, C) with h = H // embed_stride, w = W // embed_stride; trailing pixels
         that make no whole patch are dropped.
 
     Raises:
-        ConfigError: for an unknown name or option, or a network that cannot be run block by block.
+        ConfigError: for an unknown name or option, or a network that cannot be run block by block; in the forward pass
+            for an image of a size that the network does not take.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class TimmBranch(StagedBranch):
         self.step_names, maps, before = _split(model, model_name)
         steps = [model.get_submodule(name) for name in self.step_names]
         self.on_tokens = maps[0].dim() == 3
-        pixels = _native_size(model)[0]
+        pixels = _native_size(model)
         if self.on_tokens:
             self.num_prefix_tokens = model.num_prefix_tokens
             sides = [math.isqrt(x.shape[1] - self.num_prefix_tokens) for x in maps]
@@ -95,6 +97,7 @@ class TimmBranch(StagedBranch):
         self.stem = _strip(model, self.step_names, before)
         if not _runs(self.stem, result=maps[0].shape):
             raise _unsuitable(model, model_name)
+        self.train()
 
     def make_model(self) -> nn.Module:
         """The whole network that this branch is a part of, with random weights."""
@@ -144,6 +147,8 @@ class TimmBranch(StagedBranch):
         try:
             return block(x)
         except (AssertionError, RuntimeError) as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
             raise ConfigError(
                 f"block {index} of {self.model_name} cannot run on a map of shape {tuple(x.shape)} ({error}); the "
                 "network is made for some sizes only: set img_size to the branch's, or choose another resolution."
@@ -217,12 +222,14 @@ def _stride(pixels: int, side: int) -> int:
     return power if side in (pixels // power, math.ceil(pixels / power)) else pixels // side
 
 
-def _native_size(model: nn.Module) -> tuple[int, int]:
+def _native_size(model: nn.Module) -> int:
     """Pixels per side that the network is made for."""
     embed = getattr(model, "patch_embed", None)
     sides = getattr(embed, "img_size", None) or model.pretrained_cfg["input_size"][1:]
     patches = getattr(embed, "patch_size", (1, 1))
-    return tuple(side // patch * patch for side, patch in zip(sides, patches, strict=True))
+    if len(set(sides)) > 1 or len(set(patches)) > 1:
+        raise ConfigError(f"img_size={tuple(sides)} and patches of {tuple(patches)} must be square; give one number.")
+    return sides[0] // patches[0] * patches[0]
 
 
 def _split(model: nn.Module, model_name: str) -> tuple[list[str], list[Tensor], set[str]]:
@@ -240,6 +247,8 @@ def _split(model: nn.Module, model_name: str) -> tuple[list[str], list[Tensor], 
     for names, last in _candidates(model):
         try:
             maps, before = _trace(model, names, last)
+        except ConfigError:
+            raise
         except Exception as error:  # a network may do anything
             cause = error
             continue
@@ -337,7 +346,7 @@ def _shapes_only(model: nn.Module, size: Sequence[int] | None = None) -> Tensor:
     """One forward pass over an image of a size, else of the network's own, on the meta device."""
     features = _Features(model).eval()
     state = {**dict(features.named_parameters()), **dict(features.named_buffers())}
-    image = torch.empty(1, 3, *(size or _native_size(model)), device="meta")
+    image = torch.empty(1, 3, *(size or (_native_size(model),) * 2), device="meta")
     try:
         with torch.no_grad():
             return functional_call(features, {name: x.to("meta") for name, x in state.items()}, (image,))
