@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+MASK_RCNN, DINO = "quickstart/mask_rcnn_piip_digits.py", "quickstart/dino_piip_digits.py"
 
-def train(project: Path, output_dir: Path, *overrides: str) -> dict[str, dict[str, float]]:
+
+def train(project: Path, output_dir: Path, *overrides: str, config: str = MASK_RCNN) -> dict[str, dict[str, float]]:
     """Runs the demo's command; returns the results of its evaluation."""
-    tool, config = project / "tools/lazyconfig_train_net.py", "quickstart/mask_rcnn_piip_digits.py"
+    tool = project / "tools/lazyconfig_train_net.py"
     command = [sys.executable, str(tool), "--config-file", config, f"train.output_dir={output_dir}", *overrides]
     subprocess.run(command, check=True, cwd=project)
     return json.loads((output_dir / "eval.json").read_text())["results"]
@@ -25,6 +27,19 @@ def test_demo_learns(project: Path, tmp_path: Path) -> None:
     assert results["bbox"]["AP"] >= 50
     assert results["segm"]["AP50"] >= 75
     assert {p.name for p in (tmp_path / "report").iterdir()} >= {"index.md", "losses.png", "ap.png", "predictions.png"}
+
+
+@pytest.mark.slow
+def test_dino_learns(project: Path, tmp_path: Path) -> None:
+    results = train(project, tmp_path, config=DINO)
+    assert results["bbox"]["AP50"] >= 50
+
+
+def test_dino_trains_and_reports(project: Path, tmp_path: Path) -> None:
+    small = ("train.max_iter=2", "train.report.num_images=1", "dataloader.train.total_batch_size=2")
+    results = train(project, tmp_path, *small, config=DINO)
+    assert set(results) == {"bbox"}
+    assert {p.name for p in (tmp_path / "report").iterdir()} >= {"index.md", "predictions.png"}
 
 
 @pytest.mark.slow

@@ -180,9 +180,8 @@ class DINOTransformer(nn.Module):
         Each token proposes a box around its own place, of a size given by its level. Places outside of the image are
         not chosen before those inside are used up; the released code does not look, but training teaches it so.
         """
-        sizes = torch.cat([torch.full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(grids)])
-        sizes = sizes.to(centres.device)[:, None].expand(*centres.shape)
-        anchors = torch.cat([centres, sizes], dim=-1)
+        sizes = [centres.new_full((h * w, 2), 0.05 * 2.0**level) for level, (h, w) in enumerate(grids)]
+        anchors = torch.cat([centres, torch.cat(sizes).expand_as(centres)], dim=-1)
         usable = ((anchors > 0.01) & (anchors < 0.99)).all(-1) & ~mask
         tokens = self.proposal_norm(self.proposal_proj(tokens.masked_fill(~usable[..., None], 0.0)))
         logits = self.class_heads[-1](tokens)
