@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -46,7 +47,7 @@ def matching_configs(tensors: Mapping[str, Tensor]) -> list[str]:
     answers: dict[str, bool] = {}
     fitting = []
     for name in list_configs():
-        model = get_config(name).model
+        model = _model_of(name)
         if not _may_fit(model, looks):
             continue
         key = repr(_architecture(OmegaConf.to_container(model, resolve=True)))
@@ -66,6 +67,11 @@ def fits(model: nn.Module, report: LoadReport) -> bool:
     bare = all(name.startswith(backbone) for name in found)
     # Pixel statistics and anchors are made anew and may lack.
     return bare or all(name in dict(model.named_buffers()) for name in report.missing)
+
+
+@cache
+def _model_of(config: str) -> DictConfig:
+    return get_config(config).model
 
 
 def _may_fit(model: DictConfig, looks: Sequence[BranchLook | None]) -> bool:
