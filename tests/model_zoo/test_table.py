@@ -4,36 +4,80 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
+from omegaconf import DictConfig
 
 from piip.analysis import Cost
 from piip.errors import ConfigError
 from piip.model_zoo import list_configs
 from piip.model_zoo.table import as_data, as_text, disagreements, insert_table, markdown, measure_zoo
 from piip.model_zoo.zoo import get_config, published
+from piip.modeling.meta_arch import DINO
 
 
 def test_every_published_config_exists_and_every_config_has_a_row() -> None:
     assert sorted(published()) == [name for name in list_configs() if not name.startswith("quickstart/")]
 
 
+# Letters of the table and of config names for branches, by what tells them apart in a config.
+SIZES = {192: "T", 384: "S", 768: "B", 1024: "L", 1280: "H", 3200: "6B"}
+CONVNEXT = {(9, 96): "CT", (27, 96): "CS", (27, 128): "CB"}
+
+
+def letters(branches: Sequence[DictConfig]) -> str:
+    """T, S, B, L, H, 6B; with ConvNeXt branches among them CT, VS and so on."""
+    mixed = any("dims" in b for b in branches)
+    names = [CONVNEXT[b.depths[2], b.dims[0]] if "dims" in b else "V" * mixed + SIZES[b.embed_dim] for b in branches]
+    return ("-" if mixed else "").join(names)
+
+
 @pytest.mark.parametrize("config", published())
-def test_row_describes_its_config(config: str) -> None:
+def test_row_and_name_describe_the_config(config: str) -> None:
+    """Names are <detector>_<backbone>_<resolutions high to low>[_<pretraining or variant>]_<schedule>."""
     row, cfg = published()[config], get_config(config)
     model = cfg.model.backbone.bottom_up
-    resolutions = list(model.get("resolutions", [cfg.dataloader.train.mapper.augmentations[0].max_size]))
-    assert row["resolutions"] == "/".join(map(str, resolutions))
-    sizes = {192: "T", 384: "S", 768: "B", 1024: "L"}
     branches = model.branches if "branches" in model else [model.branch]
-    assert row["backbone"].partition("-")[2] == "".join(sizes[b.embed_dim] for b in branches)
+    resolutions = list(model.get("resolutions", [1024]))
+    assert row["resolutions"] == "/".join(map(str, resolutions))
+    kind, _, sizes = row["backbone"].partition(" ")[0].partition("-")
+    assert letters(branches) == ("C" if kind == "ConvNeXt" else "") + sizes
     assert cfg.dataloader.train.total_batch_size == int(row["batch_size"])
-    assert row["schedule"] == f"{round(cfg.train.epochs / 12)}x"
-    assert re.fullmatch(r"piip://detection/\w+\.pth", row["checkpoint"])
-    assert Path(row["checkpoint"]).stem == row["name"]
+    epochs = int(row["schedule"][:-2]) if row["schedule"].endswith("ep") else 12 * int(row["schedule"][:-1])
+    assert cfg.train.epochs == epochs
+    assert cfg.lr_multiplier.scheduler.num_updates in (epochs, 184375)
+    if row["detector"] == "DINO":
+        assert cfg.model._target_ is DINO
+    else:
+        heads = {"Mask R-CNN": StandardROIHeads, "Cascade Mask R-CNN": CascadeROIHeads}
+        assert cfg.model.roi_heads._target_ is heads[row["detector"]]
+
+    words = Path(config).stem.split("_")
+    detector = row["detector"].lower().replace("-", "").replace(" ", "_").replace("dino", "dino_4scale")
+    backbone = row["backbone"].partition(" ")[0].lower().replace("-", "_")
+    start = f"{detector}_{backbone}_{'_'.join(map(str, resolutions))}".split("_")
+    assert words[: len(start)] == start
+    assert words[-1] == row["schedule"]
+    assert config.startswith("COCO-Detection/" if row["detector"] == "DINO" else "COCO-InstanceSegmentation/")
+
+
+@pytest.mark.parametrize("config", published())
+def test_row_has_what_its_source_has(config: str) -> None:
+    row = published()[config]
     assert row["source"] in ("paper", "converted", "ours")
-    assert all(0 < float(row[key]) < 100 for key in ("box_AP", "mask_AP"))
+    if row["checkpoint"]:
+        assert re.fullmatch(r"piip://detection/[\w-]+\.pth", row["checkpoint"])
+        assert Path(row["checkpoint"]).stem == row["name"]
+        assert re.fullmatch(rf"https://\S+/detection/{re.escape(row['name'])}\.log(\.json)?", row["log"])
+    numbers = [row[key] for key in ("box_AP", "mask_AP", "params_M", "flops_G")]
+    if row["source"] == "ours" or "only" in row["notes"]:
+        assert not any([*numbers, row["checkpoint"], row["log"]])
+    else:
+        assert 40 < float(row["box_AP"]) <= 60
+        assert row["detector"] == "DINO" or 38 < float(row["mask_AP"]) < 50
 
 
 def test_model_zoo_is_up_to_date(project: Path) -> None:
@@ -52,16 +96,24 @@ def test_published_numbers_are_reproduced_and_deviations_found() -> None:
         changed = {**measured[config].by_papers, "extra": Cost(params, macs)}
         other = {**measured, config: dataclasses.replace(measured[config], by_papers=changed)}
         assert len(disagreements(other)) == count, (params, macs)
+    other = {**measured, config: dataclasses.replace(measured[config], by_papers=None)}
+    assert [sentence.partition(": ")[2] for sentence in disagreements(other)] == [
+        "146 M parameters are published, and no rule recounts them.",
+        "243 G multiply-adds are published, and no rule recounts them.",
+    ]
 
 
 def test_text_and_data_of_the_zoo() -> None:
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1f}"
+
     measured = measure_zoo()
     data, text = as_data(measured), as_text(measured)
     for config, row in published().items():
         (line,) = (line for line in text.splitlines() if config in line)
         assert line.split()[1:] == [
-            *(row["params_M"] or "-", *(f"{data[config][f'{kind}_params_M']:.1f}" for kind in ("recounted", "true"))),
-            *(row["flops_G"] or "-", *(f"{data[config][f'{kind}_flops_G']:.1f}" for kind in ("recounted", "true"))),
+            *(row["params_M"] or "-", *(number(data[config][f"{kind}_params_M"]) for kind in ("recounted", "true"))),
+            *(row["flops_G"] or "-", *(number(data[config][f"{kind}_flops_G"]) for kind in ("recounted", "true"))),
         ]
 
 

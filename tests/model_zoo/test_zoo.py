@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -91,27 +90,6 @@ def test_every_config_survives_a_save_and_instantiates(name: str, tmp_path: Path
     assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
-@pytest.mark.parametrize("name", [n for n in model_zoo.list_configs() if not n.startswith("quickstart/")])
-def test_names_tell_what_is_inside(name: str) -> None:
-    """<detector>_<backbone>_<resolutions high to low>_<schedule>"""
-    stem = Path(name).stem
-    match = re.fullmatch(
-        r"mask_rcnn_(piip_(?P<piip>[tsbl]+)|vit_(?P<vit>[sbl]))_(?P<sizes>\d+(_\d+)*)_(?P<times>\d)x", stem
-    )
-    assert match, stem
-    cfg = model_zoo.get_config(name)
-    backbone, sizes = cfg.model.backbone.bottom_up, [int(s) for s in match["sizes"].split("_")]
-    branches = backbone.branches if match["piip"] else [backbone.branch]
-    letters = {192: "t", 384: "s", 768: "b", 1024: "l"}
-    assert "".join(letters[b.embed_dim] for b in branches) == (match["piip"] or match["vit"])
-    assert sizes == sorted(sizes, reverse=True)
-    if match["piip"]:
-        assert sizes == list(backbone.resolutions)
-    for loader in (cfg.dataloader.train, cfg.dataloader.test):
-        assert loader.mapper.augmentations[0].max_size == sizes[0]
-    assert cfg.train.epochs == 12 * int(match["times"])
-
-
 @pytest.mark.parametrize(
     ("override", "key", "value"),
     [
@@ -127,6 +105,23 @@ def test_names_tell_what_is_inside(name: str) -> None:
 )
 def test_overrides_reach_leaves_and_what_follows_from_them(override: str, key: str, value: object) -> None:
     assert OmegaConf.select(load_config(TSB, [override]), key) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "key", "value"),
+    [
+        ("mask_rcnn_piip_h6b_1024_512_1x", "augmentations.1.factor=1.5", "test.mapper.augmentations.0.factor", 1.5),
+        (
+            "mask_rcnn_piip_tsb_1120_896_448_lsj_100ep",
+            "augmentations.1.size=896",
+            "test.mapper.augmentations.0.max_size",
+            896,
+        ),
+    ],
+)
+def test_size_of_the_test_follows_training(name: str, override: str, key: str, value: float) -> None:
+    cfg = load_config(f"COCO-InstanceSegmentation/{name}", [f"dataloader.train.mapper.{override}"])
+    assert OmegaConf.select(cfg.dataloader, key) == value
 
 
 def test_overridden_model_is_built_so() -> None:
