@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from piip.env import exit_without_detectron2
 
@@ -67,9 +67,8 @@ def main() -> int:
     metadata = {"format": "piip" if args.layout == "piip" else "piip-official", "config": config, "source": args.source}
     write_weights(args.to, written, args.dtype, metadata)
     added = f", {added} of them added with neutral values" if (added := len(written) - len(ours)) > 0 else ""
-    print(
-        f"wrote    {args.to}\n         {_size(read_weights(args.to))}{added}; {os.path.getsize(args.to) / 1e6:.1f} MB"
-    )
+    size = f"{_size(read_weights(args.to))}, {os.path.getsize(args.to) / 1e6:.1f} MB"
+    print(f"wrote    {args.to}\n         {size}{added}")
     return 0
 
 
@@ -88,10 +87,8 @@ def _find_config(source: str, tensors: Mapping[str, Tensor]) -> str:
 
 def _size(tensors: Mapping[str, Tensor]) -> str:
     parameters = sum(tensor.numel() for tensor in tensors.values())
-    kinds: Sequence[tuple[str, int]] = Counter(
-        str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()
-    ).most_common()
-    types = ", ".join(f"{count} {kind}" for kind, count in kinds)
+    kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
+    types = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     return f"{len(tensors)} tensors ({types}), {parameters / 1e6:.2f} M numbers"
 
 

@@ -145,19 +145,27 @@ def test_too_little_memory_is_told_before_anything_is_read(monkeypatch):
         large.check_memory(model.bfloat16())
 
 
-def test_available_memory_knows_machine_and_control_group(tmp_path):
+def test_available_memory_is_some_of_the_machine():
     with open("/proc/meminfo") as f:
         total = next(int(line.split()[1]) * 1024 for line in f if line.startswith("MemTotal"))
     assert 0 < large.available_memory() <= total
     assert large.available_memory("meta") is None
-    files = {"max": "1000000", "current": "900000", "stat": "anon 5\nactive_file 20000\ninactive_file 30000\n"}
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    paths = [str(tmp_path / name) for name in files]
-    assert large._cgroup_memory(*paths) == 150_000
-    (tmp_path / "max").write_text("max\n")
-    assert large._cgroup_memory(*paths) is None
-    assert large._cgroup_memory("/nowhere", *paths[1:]) is None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_limit_of_a_batch_job_is_known(tmp_path, version):
+    root, own = tmp_path / "cgroup", tmp_path / "own"
+    files = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}[version]
+    own.write_text({1: "5:cpu:/other\n9:memory:/slurm/job_7\n", 2: "0::/slurm/job_7\n"}[version])
+    job = root / ("memory" if version == 1 else "") / "slurm" / "job_7"
+    job.mkdir(parents=True)
+    assert large._cgroup_memory(str(own), str(root)) == []
+    for folder, limit in ((job, "1000000"), (job.parent, "max")):
+        (folder / files[0]).write_text(f"{limit}\n")
+        (folder / files[1]).write_text("900000\n")
+        (folder / "memory.stat").write_text("anon 5\nactive_file 20000\ninactive_file 30000\n")
+    assert large._cgroup_memory(str(own), str(root)) == [150_000]
+    assert large._cgroup_memory("/nowhere") == []
 
 
 @pytest.mark.gpu

@@ -121,7 +121,7 @@ def test_overrides_for_a_model_of_ones_own(convert, tmp_path):
 
 def test_mistakes_are_told_in_a_line_and_leave_nothing(convert, files, tmp_path):
     single = tmp_path / "single.pth"
-    torch.save(to_official(SingleBranch(ViTBranch(96, 2, 2))), single)
+    torch.save(to_official(SingleBranch(ViTBranch(80, 2, 5))), single)
     empty = tmp_path / "zero3.pth"
     torch.save({"module": {"w": torch.empty(0)}}, empty)
     own = files / "own.pth"
@@ -132,8 +132,11 @@ def test_mistakes_are_told_in_a_line_and_leave_nothing(convert, files, tmp_path)
         ([own, "--to", tmp_path / "no" / "w.pth"], "there is no folder"),
         ([tmp_path / "singl.pth", "--to", target], "Did you mean 'single.pth'?"),
         ([empty, "--to", target], "zero_to_fp32.py"),
-        ([single, "--to", target], "holds a single network of width 96 and depth 2 (DeiT kind), which no packaged"),
-        ([single, "--to", target, "--config", DIGITS], "the checkpoint looks like a single network of width 96"),
+        ([single, "--to", target], "holds a single network of width 80 and depth 2 (DeiT kind), which no packaged"),
+        (
+            [single, "--to", target, "--config", DIGITS],
+            "network of width 80 and 2 blocks, which fits 0 branches",
+        ),
         ([own, "--to", target, "--config", "common/optim.py"], "config 'common/optim.py' has no model"),
         ([own, "--to", target, "model.x=1"], "overrides change a config: give it with --config"),
     ):

@@ -13,15 +13,9 @@ from ..errors import CheckpointError
 
 __all__ = ["available_memory", "check_memory", "fill", "meta_bytes"]
 
-# Limit and use of the control group that this process may be confined to (versions 2 and 1).
-_CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        "/sys/fs/cgroup/memory/memory.stat",
-    ),
-)
+# Files of a control group with its limit, its use, and what the use consists of: versions 2 and 1.
+_CGROUP_V2 = ("memory.max", "memory.current", "memory.stat")
+_CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
 
 
 def check_memory(model: nn.Module, device: str | torch.device = "cpu") -> None:
@@ -55,7 +49,7 @@ def available_memory(device: str | torch.device = "cpu") -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
         return None
-    found = [_system_memory(), *(_cgroup_memory(*files) for files in _CGROUPS)]
+    found = [_system_memory(), *_cgroup_memory()]
     return min((n for n in found if n is not None), default=None)
 
 
@@ -69,14 +63,30 @@ def _system_memory() -> int | None:
         return None
 
 
-def _cgroup_memory(limit: str, used: str, stat: str) -> int | None:
-    """What a control group has left; file pages, which it can drop, count as free."""
+def _cgroup_memory(own: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> list[int]:
+    """What the control groups that this process is confined to have left: those of a container or a batch job.
+
+    File pages, which they can drop, count as free.
+    """
     try:
-        free = int(Path(limit).read_text()) - int(Path(used).read_text())
-        pages = dict(line.split() for line in Path(stat).read_text().splitlines())
-        return max(free + int(pages.get("inactive_file", 0)) + int(pages.get("active_file", 0)), 0)
-    except (OSError, ValueError):  # no such group, or no limit ("max")
-        return None
+        lines = Path(own).read_text().splitlines()
+    except OSError:
+        return []
+    left = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        top, files = (Path(root, "memory"), _CGROUP_V1) if controllers else (Path(root), _CGROUP_V2)
+        for group in (inner := Path(path.lstrip("/")), *inner.parents):
+            limit, used, stat = (top / group / name for name in files)
+            try:
+                pages = dict(entry.split() for entry in stat.read_text().splitlines())
+                files_held = int(pages.get("inactive_file", 0)) + int(pages.get("active_file", 0))
+                left.append(max(int(limit.read_text()) - int(used.read_text()) + files_held, 0))
+            except (OSError, ValueError):  # no such group, or one without a limit ("max")
+                continue
+    return left
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], device: str | torch.device = "cpu") -> None:
