@@ -18,7 +18,9 @@ from detectron2.utils.file_io import PathManager
 
 from piip.checkpoint.download import cached_path
 from piip.checkpoint.handlers import resolve
+from piip.checkpoint.weights import read_weights
 from piip.errors import CheckpointError, DownloadError
+from tests.checkpoint.test_weights import shard
 
 CONTENT = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -273,6 +275,18 @@ def test_detectron2_checkpointer_loads_an_address(server):
     server.put_on_hub("jameslahm/lsnet", "lsnet_t.pth", body, hashlib.sha256(body).hexdigest())
     DetectionCheckpointer(fresh).load("lsnet://lsnet_t.pth")
     assert torch.equal(fresh.weight, trained.weight)
+
+
+@pytest.mark.parametrize("scheme", ["http", "piip"])
+def test_checkpoints_in_several_remote_files(server, tmp_path, scheme):
+    index = shard(tmp_path, {"a": torch.ones(2), "b": torch.zeros(2)}, parts=2)
+    for path in tmp_path.iterdir():
+        if path.is_file():
+            body = path.read_bytes()
+            server.put(f"/large/{path.name}", body)
+            server.put_on_hub("OpenGVLab/PIIP", f"large/{path.name}", body, hashlib.sha256(body).hexdigest())
+    folder = f"{server.url}/large" if scheme == "http" else "piip://large"
+    assert sorted(read_weights(f"{folder}/{index.name}")) == ["a", "b"]
 
 
 def test_local_paths(tmp_path, monkeypatch):
