@@ -14,11 +14,11 @@ from .mask_rcnn_piip_digits import model as mask_rcnn
 
 dataloader.train.mapper.use_instance_mask = False
 dataloader.train.total_batch_size = 4
-optimizer.lr = 5e-4
+optimizer.lr = 1e-3
 optimizer.params.lr_decay_rate = 1.0  # nothing is pretrained
 train.update(
     output_dir="./output/quickstart/dino_piip_digits",
-    max_iter=2000,
+    max_iter=1500,
     seed=1,
     eval_period=500,
     clip_grad=dict(enabled=True, max_norm=0.1, norm_type=2.0),

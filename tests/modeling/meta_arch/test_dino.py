@@ -8,6 +8,7 @@ from detectron2.config import LazyConfig, instantiate
 from torch import nn
 
 from piip import model_zoo
+from piip.analysis import build_on_meta
 from piip.checkpoint import load_official
 from piip.checkpoint.official import official_names
 from piip.engine.config import config_root
@@ -152,8 +153,8 @@ def test_parts_that_do_not_fit(changes, message):
 # --- the released layout -------------------------------------------------------------------------------------------
 
 
-def published(num_layers=6, classes=80, dim=256):
-    """Names and shapes of everything but the backbone in a released four-scale DINO (mmdet 2)."""
+def published(width, num_layers=6, classes=80, dim=256):
+    """Names and shapes of all but the backbone in a released four-scale DINO (mmdet 2); ``width``: the backbone's."""
     shapes = {
         f"bbox_head.transformer.{k}": v for k, v in {"level_embeds": (4, dim), "query_embed.weight": (900, dim)}.items()
     }
@@ -194,7 +195,7 @@ def published(num_layers=6, classes=80, dim=256):
     linear("bbox_head.transformer.decoder.ref_point_head.2", dim)
     shapes["bbox_head.label_embedding.weight"] = (classes, dim)
     for conv, kernel in (("convs.0", 1), ("convs.1", 1), ("convs.2", 1), ("extra_convs.0", 3)):
-        shapes[f"neck.{conv}.conv.weight"] = (dim, 96, kernel, kernel)
+        shapes[f"neck.{conv}.conv.weight"] = (dim, width, kernel, kernel)
         norm(f"neck.{conv}.gn")
     return shapes
 
@@ -211,12 +212,20 @@ def config():
     return config
 
 
-def test_the_released_layout_loads_bit_for_bit(config):
-    model = instantiate(config)
+@pytest.mark.parametrize("name", [name for name in model_zoo.list_configs() if name.startswith("COCO-Detection/dino")])
+def test_the_published_configs_have_the_released_layout(name):
+    model = build_on_meta(model_zoo.get_config(name).model)
     names, state = official_names(model), model.state_dict()
     assert set(state) == set(names)
     heads = {theirs: tuple(state[ours].shape) for ours, theirs in names.items() if not theirs.startswith("backbone.")}
-    assert heads == published()
+    assert heads == published(width=model.backbone.bottom_up.output_shape()["c5"].channels)
+    assert model.detections_per_image == 300
+    assert model.transformer.num_queries == 900
+
+
+def test_the_released_layout_loads_bit_for_bit(config):
+    model = instantiate(config)
+    names, state = official_names(model), model.state_dict()
     released = {theirs: torch.randn_like(state[ours]) for ours, theirs in names.items()}
     # The released three-branch code keeps the finest deconvolution, which no DINO uses.
     unused = {"backbone.fpn1.0.weight": torch.zeros(96, 96, 2, 2), "backbone.fpn1.0.bias": torch.zeros(96)}
