@@ -7,7 +7,10 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch import nn
 
@@ -164,6 +167,32 @@ def test_what_tells_the_variants_apart(name: str, branches: list[tuple], interac
     assert (found.with_proj, found.with_norm, piip.interaction_indexes) == interaction
     assert (found.attention, found.num_heads, found.num_points) == ("deform", 16, 4)
     assert (found.value_ratio, found.ffn_ratio, found.drop_path_rate) == (0.5, 0.25, 0.4)
+
+
+def test_cascade_trains_on_crops_without_objects_and_detects() -> None:
+    """The whole detector of the config on a small body."""
+    cfg = config("cascade_mask_rcnn_piip_tsb_1568_1120_672_1x").model
+    for branch in cfg.backbone.bottom_up.branches:
+        branch.update(embed_dim=64, depth=1, num_heads=2)
+    cfg.backbone.bottom_up.interaction_indexes = 1
+    cfg.proposal_generator.post_nms_topk = [50, 20]
+    torch.manual_seed(0)
+    model = instantiate(cfg)
+    samples = []
+    for count in (2, 0):
+        corners = torch.tensor([[10.0, 20, 90, 100]] * count).reshape(-1, 4)
+        polygons = PolygonMasks([[[10, 20, 90, 20, 90, 100]]] * count)
+        objects = {"gt_boxes": Boxes(corners), "gt_classes": torch.full((count,), 3), "gt_masks": polygons}
+        image = torch.randint(0, 256, (3, 150, 220)).float()
+        samples.append({"image": image, "instances": Instances((150, 220), **objects)})
+    with EventStorage():
+        losses = model(samples)
+    assert sum("loss_cls" in loss for loss in losses) == 3
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.roi_heads.parameters() if p.grad is not None)
+    with torch.no_grad():
+        (found,) = model.eval()(samples[:1])
+    assert found["instances"].image_size == (150, 220)
 
 
 def test_groups_of_the_large_models() -> None:

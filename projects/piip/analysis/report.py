@@ -31,11 +31,8 @@ def as_text(
     if complexity.notes:
         lines += [fill(f"Assumed: {'; '.join(complexity.notes)}.", 100)]
     if by_papers:
-        lines += [
-            "",
-            "By the papers' counting (classification form of the backbone, at the model's own resolutions):",
-            "",
-        ]
+        form = "classification form of the backbone, " if "classifier" in by_papers else ""
+        lines += ["", f"By the papers' counting ({form}at the model's own resolutions):", ""]
         lines += [_table(by_papers, activations=False)]
         if published:
             params, flops = (published[key] or "-" for key in ("params_M", "flops_G"))

@@ -1,7 +1,6 @@
-"""Mask R-CNN on PIIP trained as ViTDet is: large-scale jitter, 100 epochs, batch 64. Ours: nothing is published."""
+"""A training of PIIP detectors as ViTDet's: large-scale jitter, 100 epochs, batch 64. Ours: nothing is published."""
 
 from .data.coco_lsj import dataloader
-from .models.mask_rcnn_piip import model
 from .optim import adamw as optimizer
 from .schedules import lr_multiplier_100ep as lr_multiplier
 from .train import train
