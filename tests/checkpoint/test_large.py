@@ -136,13 +136,14 @@ def test_too_little_memory_is_told_before_anything_is_read(monkeypatch):
     monkeypatch.setattr(large, "available_memory", lambda device: 20 * 2**30)
     with pytest.raises(
         CheckpointError,
-        match=r"needs 27\.3 GiB for its weights in float32, and 20\.0 GiB are available on cpu; use dtype=bfloat16, "
-        r"which needs 13\.6 GiB",
+        match=r"needs 27\.3 GiB for its weights in float32, and 20\.0 GiB are available on cpu; .*bfloat16.* 13\.6 GiB",
     ):
         load_weights(model, "/nowhere/h6b.pth")
     monkeypatch.setattr(large, "available_memory", lambda device: 9 * 2**30)
     with pytest.raises(CheckpointError, match=r"needs 13\.6 GiB for its weights in bfloat16, and 9\.0 .* more memory"):
         large.check_memory(model.bfloat16())
+    with pytest.raises(CheckpointError, match=r"needs 54\.5 GiB for .*, their gradients and the optimizer, and 9\.0"):
+        large.check_memory(model, copies=4)
 
 
 def test_available_memory_is_some_of_the_machine():

@@ -18,22 +18,30 @@ _CGROUP_V2 = ("memory.max", "memory.current", "memory.stat")
 _CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
 
 
-def check_memory(model: nn.Module, device: str | torch.device = "cpu") -> None:
-    """Refuses to load a model whose parameters wait on the meta device when the memory cannot take them.
+def check_memory(model: nn.Module, device: str | torch.device = "cpu", copies: int = 1) -> None:
+    """Refuses a model whose parameters wait on the meta device when the memory cannot take them.
+
+    Args:
+        model: whose parameters are to come to ``device``.
+        copies: how often they are held there: a training also holds gradients and what its optimizer remembers.
 
     Raises:
         CheckpointError: with what is needed and what is available.
     """
-    needed, available = meta_bytes(model), available_memory(device)
+    needed, available = copies * meta_bytes(model), available_memory(device)
     if available is None or needed <= available:
         return
     dtypes = {p.dtype for p in model.parameters() if p.is_meta}
     in_bfloat16 = sum(2 * p.numel() for p in model.parameters() if p.is_meta)
-    half = in_bfloat16 < needed and in_bfloat16 <= available
+    half = copies == 1 and in_bfloat16 < needed and in_bfloat16 <= available
     names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    extra = "" if copies == 1 else ", their gradients and the optimizer"
+    remedy = "use a machine with more memory"
+    if half:
+        remedy = f'piip.model_zoo.get(name, trained=True, dtype="bfloat16") needs {_gib(in_bfloat16)}'
     raise CheckpointError(
-        f"the model needs {_gib(needed)} for its weights in {names}, and {_gib(available)} are available on {device}; "
-        + (f"use dtype=bfloat16, which needs {_gib(in_bfloat16)}." if half else "use a machine with more memory.")
+        f"the model needs {_gib(needed)} for its weights in {names}{extra}, and {_gib(available)} are available on "
+        f"{device}; {remedy}."
     )
 
 

@@ -14,11 +14,13 @@ from torch import nn
 
 from ..checkpoint import LoadReport, load_pretrained, load_weights
 from ..checkpoint.checkpointer import Checkpointer
+from ..checkpoint.large import check_memory
 from ..data.datasets.coco import check_categories, check_masks
 from ..errors import CheckpointError, ConfigError
+from ..modeling.without_weights import build_on_meta
 from .distributed import local_main_process_first
 
-__all__ = ["amp_dtype", "build_loader", "build_optimizer", "load_initial_weights", "pick_device"]
+__all__ = ["amp_dtype", "build_loader", "build_model", "build_optimizer", "load_initial_weights", "pick_device"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,31 @@ def pick_device(cfg: DictConfig) -> torch.device:
         if (device.index or 0) >= (count := torch.cuda.device_count()):
             raise ConfigError(f"train.device={name!r} but this machine has {count} GPUs; use cuda or a lower number.")
     return device
+
+
+def build_model(node: DictConfig, device: torch.device, optimizer: DictConfig | None = None) -> nn.Module:
+    """Instantiates a model on the CPU, unless the memory there or on its device is too small for it.
+
+    Args:
+        node: the ``model`` section of a config.
+        device: where the model is to go.
+        optimizer: the ``optimizer`` section, where the model is to be trained.
+
+    Raises:
+        CheckpointError: with the memory that is needed and what is available.
+    """
+    try:
+        empty = build_on_meta(node)
+    except Exception as error:  # any model may be trained; those of this package can be built so
+        logger.debug("the memory for the model is not known in advance: %s", error)
+    else:
+        check_memory(empty)
+        if optimizer is None:
+            check_memory(empty, device)
+        else:
+            # Gradients, and two averages per weight in the optimizers of the Adam family.
+            check_memory(empty, device, copies=4 if "Adam" in str(optimizer.get("_target_")) else 2)
+    return instantiate(node)
 
 
 def amp_dtype(cfg: DictConfig, device: torch.device) -> torch.dtype | None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..checkpoint.checkpointer import find_checkpoint
 from ..errors import CheckpointError, ConfigError
-from .build import build_loader, dataset_names, load_initial_weights
+from .build import build_loader, build_model, dataset_names, load_initial_weights
 from .run_dir import write_json
 
 __all__ = ["EvalTask", "build_tests", "do_test", "evaluate_checkpoint", "metrics_table", "run_tests"]
@@ -121,7 +121,7 @@ def evaluate_checkpoint(cfg: DictConfig, device: torch.device) -> dict[str, Any]
     tests = build_tests(cfg)
     if not tests:
         raise ConfigError("the config has no dataloader.test with a dataloader.evaluator, so nothing can be evaluated.")
-    model = instantiate(cfg.model)
+    model = build_model(cfg.model, device)
     logger.info("Evaluating %s", source)
     report = load_initial_weights(model, source)
     if report is not None and (report.missing or report.mismatched):

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..checkpoint import load_weights
 from ..errors import ConfigError, DataError
+from .build import build_model
 from .config import load_config
 
 __all__ = ["LazyPredictor", "dataset_metadata"]
@@ -78,7 +79,7 @@ class LazyPredictor:
             raise ConfigError(f"the config has no model; it has {', '.join(map(str, self.cfg)) or 'nothing'}.")
         self.device = _usable_device(device or OmegaConf.select(self.cfg, "train.device", default="cuda"))
         self.amp_dtype = getattr(torch, amp_dtype) if amp_dtype else None
-        self.model = instantiate(self.cfg.model).eval()
+        self.model = build_model(self.cfg.model, self.device).eval()
         self._load(checkpoint)
         self.model.to(self.device)
         if score_threshold is not None:

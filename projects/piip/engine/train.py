@@ -19,7 +19,7 @@ from ..checkpoint.adapt import adapt_to_checkpoint
 from ..checkpoint.checkpointer import Checkpointer, newest_good_checkpoint
 from ..checkpoint.files import tensors_of
 from ..errors import ConfigError
-from .build import amp_dtype, build_loader, build_optimizer, load_initial_weights, pick_device
+from .build import amp_dtype, build_loader, build_model, build_optimizer, load_initial_weights, pick_device
 from .config import apply_overrides, check_config, find_config, load_config
 from .distributed import launch
 from .ema import ModelEMA
@@ -117,7 +117,7 @@ def do_train(cfg: DictConfig, device: torch.device, source: str, resume: bool = 
     tests = build_tests(cfg)
 
     seed_step(seed, iteration=0, stream=3)
-    model = instantiate(cfg.model).to(device)
+    model = build_model(cfg.model, device, cfg.optimizer).to(device)
     logger.info("%s with %.2f M parameters", type(model).__name__, sum(p.numel() for p in model.parameters()) / 1e6)
     if found:
         adapt_to_checkpoint(model, tensors_of(found[1]))  # before the optimizer takes the parameters

@@ -7,11 +7,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
 from ..checkpoint import load_weights
+from ..engine.build import build_model
 from ..engine.config import config_root, find_config, load_config
 from ..errors import ConfigError
 from ..modeling import PIIP, SingleBranch
@@ -91,7 +91,7 @@ def get(
         if not checkpoint:
             raise ConfigError(f"no weights were released for {name!r}; get it with trained=False.")
     node = get_config(name).model
-    model = build_without_weights(node) if checkpoint else instantiate(node)
+    model = build_without_weights(node) if checkpoint else build_model(node, torch.device(device))
     for module in model.modules():
         if dtype is not None and isinstance(module, PIIP | SingleBranch):
             module.to(dtype)
