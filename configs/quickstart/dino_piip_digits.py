@@ -18,12 +18,12 @@ optimizer.lr = 1e-3
 optimizer.params.lr_decay_rate = 1.0  # nothing is pretrained
 train.update(
     output_dir="./output/quickstart/dino_piip_digits",
-    max_iter=1500,
+    max_iter=1800,
     seed=1,
-    eval_period=500,
+    eval_period=600,
     clip_grad=dict(enabled=True, max_norm=0.1, norm_type=2.0),
 )
-train.checkpointer.period = 500
+train.checkpointer.period = 600
 
 model.backbone.update(bottom_up=mask_rcnn.backbone.bottom_up, in_features=["c4", "c5"], out_channels=64, num_outputs=3)
 bottom_up = model.backbone.bottom_up
