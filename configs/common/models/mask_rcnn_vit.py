@@ -1,4 +1,4 @@
-"""Mask R-CNN on one plain ViT; a leaf config names the branch."""
+"""Mask R-CNN on one network without a pyramid; a leaf config names the branch."""
 
 from detectron2.config import LazyCall as L
 
