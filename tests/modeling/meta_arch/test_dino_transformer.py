@@ -1,14 +1,17 @@
 """The transformer: shapes, choice of queries, refinement, padding."""
 
 import itertools
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from piip.errors import ConfigError
-from piip.modeling.meta_arch import ContrastiveDenoising
+from piip.modeling.meta_arch import ContrastiveDenoising, DINOCriterion
 from piip.modeling.meta_arch.dino_denoising import Target, inverse_sigmoid
-from tests.modeling.meta_arch.tiny_dino import tiny_transformer, trained_like
+from tests import reference
+from tests.modeling.meta_arch.tiny_dino import filled, tiny_transformer, trained_like
 
 SIZE = (64, 96)
 GRIDS = [(16, 24), (8, 12), (4, 6), (2, 3)]
@@ -27,6 +30,21 @@ def no_padding(batch=1):
 def transformer():
     torch.manual_seed(0)
     return trained_like(tiny_transformer()).eval()
+
+
+def test_predictions_and_losses_match_an_independent_implementation():
+    """Two images, one of them padded; weights and maps by the rules of the reference numbers."""
+    case = json.loads((Path(__file__).parent / "dino_transformer.json").read_text())
+    padding = torch.ones(2, *case["sizes"][1], dtype=torch.bool)
+    for mask, (height, width) in zip(padding, case["sizes"], strict=True):
+        mask[:height, :width] = False
+    features = [reference.normal(k, [2, 32, *grid]) for k, grid in enumerate(case["grids"])]
+    out = filled(tiny_transformer()).eval()(features, padding)
+    for record in case["outputs"]:
+        reference.assert_matches(getattr(out, record["name"]), record, rtol=1e-4)
+    targets = [Target(torch.tensor(t["labels"]), torch.tensor(t["boxes"])) for t in case["targets"]]
+    losses = DINOCriterion()(out, targets)
+    assert {name: losses[name].item() for name in case["losses"]} == pytest.approx(case["losses"], rel=1e-4)
 
 
 def test_predictions_of_every_layer(transformer):

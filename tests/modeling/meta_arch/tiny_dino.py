@@ -7,6 +7,7 @@ from detectron2.structures import Boxes, Instances
 
 from piip.modeling import PIIP, ChannelMapper, ViTBranch
 from piip.modeling.meta_arch import DINO, ContrastiveDenoising, DINOCriterion, DINOTransformer
+from tests.reference import weights
 
 MEAN = STD = [127.5, 127.5, 127.5]
 
@@ -56,3 +57,17 @@ def batch():
         picture(128, 100, seed=1),
         picture(64, 64, [(8, 8, 40, 40)], [2], seed=2),
     ]
+
+
+def filled(module):
+    """Weights by the fill rule of the reference numbers, from our names."""
+
+    def tag(name, shape):
+        if "sampling_offsets" in name:
+            return "off_w" if name.endswith("weight") else "off_b"
+        if len(shape) > 1:
+            return "fan"
+        return "norm" if name.endswith("weight") else "bias"
+
+    module.load_state_dict(weights([(k, list(v.shape), tag(k, v.shape)) for k, v in module.state_dict().items()]))
+    return module
