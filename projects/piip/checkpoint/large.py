@@ -28,7 +28,8 @@ def check_memory(model: nn.Module, device: str | torch.device = "cpu", copies: i
     Raises:
         CheckpointError: with what is needed and what is available.
     """
-    needed, available = copies * meta_bytes(model), available_memory(device)
+    frozen = sum(p.numel() * p.element_size() for p in model.parameters() if p.is_meta and not p.requires_grad)
+    needed, available = copies * meta_bytes(model) - (copies - 1) * frozen, available_memory(device)
     if available is None or needed <= available:
         return
     dtypes = {p.dtype for p in model.parameters() if p.is_meta}
@@ -54,7 +55,8 @@ def available_memory(device: str | torch.device = "cpu") -> int | None:
     """Bytes that can still be allocated on a device; None where nobody knows."""
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     if device.type != "cpu":
         return None
     found = [_system_memory(), *_cgroup_memory()]

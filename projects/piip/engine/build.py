@@ -16,7 +16,8 @@ from ..checkpoint import LoadReport, load_pretrained, load_weights
 from ..checkpoint.checkpointer import Checkpointer
 from ..checkpoint.large import check_memory
 from ..data.datasets.coco import check_categories, check_masks
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, UserError
+from ..modeling.instantiate import instantiate_model
 from ..modeling.without_weights import build_on_meta
 from .distributed import local_main_process_first
 
@@ -54,9 +55,12 @@ def build_model(node: DictConfig, device: torch.device, optimizer: DictConfig | 
 
     Raises:
         CheckpointError: with the memory that is needed and what is available.
+        ConfigError: for a node that cannot be instantiated.
     """
     try:
         empty = build_on_meta(node)
+    except UserError:
+        raise
     except Exception as error:  # any model may be trained; those of this package can be built so
         logger.debug("the memory for the model is not known in advance: %s", error)
     else:
@@ -66,7 +70,7 @@ def build_model(node: DictConfig, device: torch.device, optimizer: DictConfig | 
         else:
             # Gradients, and two averages per weight in the optimizers of the Adam family.
             check_memory(empty, device, copies=4 if "Adam" in str(optimizer.get("_target_")) else 2)
-    return instantiate(node)
+    return instantiate_model(node)
 
 
 def amp_dtype(cfg: DictConfig, device: torch.device) -> torch.dtype | None:

@@ -7,13 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
-from omegaconf.errors import MissingMandatoryValue
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import ConfigError
+from .instantiate import instantiate_model
 
 __all__ = ["build_on_meta", "build_without_weights"]
 
@@ -22,10 +20,10 @@ def build_on_meta(model: Any) -> nn.Module:
     """Instantiates the ``model`` section of a config, or a node of it, with all tensors on the meta device.
 
     Raises:
-        ConfigError: when the config leaves a value open.
+        ConfigError: for a node that cannot be instantiated.
     """
     with torch.device("meta"), _WithoutValues():
-        return _instantiate(model)
+        return instantiate_model(model)
 
 
 def build_without_weights(model: Any) -> nn.Module:
@@ -34,17 +32,10 @@ def build_without_weights(model: Any) -> nn.Module:
     :func:`piip.checkpoint.load_weights` gives the parameters their memory.
 
     Raises:
-        ConfigError: when the config leaves a value open.
+        ConfigError: for a node that cannot be instantiated.
     """
     with _parameters_on_meta(), _WithoutValues():
-        return _instantiate(model)
-
-
-def _instantiate(model: Any) -> nn.Module:
-    try:
-        return instantiate(model)
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} has no value; set it in the config or as {error.full_key}=...") from error
+        return instantiate_model(model)
 
 
 @contextlib.contextmanager
