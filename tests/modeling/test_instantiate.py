@@ -32,7 +32,7 @@ def test_a_right_config_becomes_a_model():
         ({"_target_": "piip.modeling.__doc__"}, "cannot be called"),
         (
             {"_target_": "piip.modeling.TimmBranch"},
-            r"branches.0, TimmBranch: missing a required argument: 'model_name'",
+            r"branches.0, TimmBranch: missing .*: 'model_name'",
         ),
         ({"windows_size": 3}, r"branches.0, ViTBranch: .*'windows_size'.*Did you mean 'window_size'"),
         ({"embed_dim": "???"}, r"embed_dim has no value"),

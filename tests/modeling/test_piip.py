@@ -277,6 +277,7 @@ def test_pyramid_rounds_sizes_down_and_keeps_the_nominal_factor():
         ({"interaction": {"num_heads": 4, "ffn_ratio": 0.001}}, "ffn_ratio=0.001"),
         ({"interaction": {"num_heads": 5}}, "between branches 0 and 1 at interaction step 0.*num_heads=5"),
         ({"interaction_pairs": [[1, 0]]}, r"\[1, 0\] must be two different branches, the finer one first.*0 to 2"),
+        ({"interaction_pairs": [0, 1]}, "list of .finer, coarser. pairs"),
         ({"interaction_pairs": [[0, 3]]}, r"\[0, 3\] must be"),
         ({"interaction_pairs": [[0, 1], [0, 1]]}, "occur once"),
         ({"out_interaction_indexes": [1]}, r"out_interaction_indexes=\[1\].*from 0 to 0"),

@@ -201,7 +201,10 @@ def _only_stride(branch: Branch) -> int:
 def _check_pairs(pairs: Sequence[Sequence[int]] | None, num_branches: int) -> list[tuple[int, int]]:
     if pairs is None:
         return [(k, k + 1) for k in range(num_branches - 1)]
-    found = [tuple(int(k) for k in pair) for pair in pairs]
+    try:
+        found = [tuple(int(k) for k in pair) for pair in pairs]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"interaction_pairs={pairs} must be a list of [finer, coarser] pairs of branches.") from error
     for pair in found:
         if len(pair) != 2 or not 0 <= pair[0] < pair[1] < num_branches or found.count(pair) > 1:
             raise ConfigError(
