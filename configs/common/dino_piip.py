@@ -10,3 +10,4 @@ dataloader.train.mapper.use_instance_mask = False
 dataloader.train.total_batch_size = 32
 model.backbone.bottom_up.size_divisibility = 64
 optimizer.lr = 2e-4
+train.report.score_threshold = 0.3  # focal losses leave even sure detections with scores around a half

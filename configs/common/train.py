@@ -32,6 +32,6 @@ train = dict(
     # Iterations between evaluations (0: only at the end) and between log lines.
     eval_period=EPOCH_ITERATIONS,
     log_period=20,
-    # Curves and pictures at the end, under <output_dir>/report.
-    report=dict(enabled=True, num_images=8),
+    # Curves and pictures at the end, under <output_dir>/report; detections with a lower score are not drawn.
+    report=dict(enabled=True, num_images=8, score_threshold=0.5),
 )

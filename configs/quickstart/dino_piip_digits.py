@@ -24,6 +24,7 @@ train.update(
     clip_grad=dict(enabled=True, max_norm=0.1, norm_type=2.0),
 )
 train.checkpointer.period = 600
+train.report.score_threshold = 0.3  # focal losses leave even sure detections with scores around a half
 
 model.backbone.update(bottom_up=mask_rcnn.backbone.bottom_up, in_features=["c4", "c5"], out_channels=64, num_outputs=3)
 bottom_up = model.backbone.bottom_up

@@ -251,6 +251,7 @@ def check_config(cfg: DictConfig, eval_only: bool = False) -> None:
     _check(cfg.train, "clip_grad.max_norm", Number, above=0)
     _check(cfg.train, "ema.decay", Number, above=0, below=1)
     _check(cfg.train, "report.num_images", int, minimum=1)
+    _check(cfg.train, "report.score_threshold", Number, minimum=0, below=1)
     dtype = str(OmegaConf.select(cfg.train, "amp.dtype"))
     if dtype not in ("float16", "bfloat16"):
         raise ConfigError(f"train.amp.dtype={dtype} must be float16 or bfloat16.{did_you_mean(dtype, ['bfloat16'])}")

@@ -278,6 +278,7 @@ def _write_report(cfg: DictConfig, model: torch.nn.Module, tests: list[EvalTask]
             data_loader=tests[0].loader,
             dataset_name=tests[0].name,
             num_images=cfg.train.report.num_images,
+            score_threshold=cfg.train.report.score_threshold,
         )
     except Exception:  # the training itself is done and saved; pictures must not make it look failed
         logger.exception("The report could not be written; the training is complete without it.")

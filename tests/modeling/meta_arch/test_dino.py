@@ -125,6 +125,13 @@ def test_labels_of_other_classes_are_told(model):
         model([picture(64, 64, [(8, 8, 40, 40)] * 3, [5, 1, 9], seed=7)])
 
 
+def test_training_without_ground_truth_is_told(model):
+    image = picture(64, 64, seed=7)
+    del image["instances"]
+    with pytest.raises(DataError, match=r"'7.png' comes without instances.*is_train=True"):
+        model([image])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -132,6 +139,8 @@ def test_labels_of_other_classes_are_told(model):
         ({"transformer": tiny_transformer(num_levels=3)}, "gives 4 maps .* takes 3"),
         ({"denoising": ContrastiveDenoising(6, 32)}, "ContrastiveDenoising has num_classes=6"),
         ({"num_classes": 4}, "num_classes=4, but its DINOTransformer has num_classes=5"),
+        ({"pixel_mean": [1.0, 2.0]}, "three channels"),
+        ({"input_format": "XYZ"}, "input_format='XYZ'"),
         ({"detections_per_image": 21}, "detections_per_image=21 .* num_queries=20"),
     ],
 )

@@ -27,8 +27,8 @@ class DINO(nn.Module):
     """Detector that predicts a set of boxes: no anchors to match, no suppression of doubles.
 
     Takes and returns what Detectron2's detectors do: a list of dicts with ``image``, for training ``instances`` too;
-    losses by name in training, else a list of dicts with ``instances``. Neck and transformer always run in float32,
-    the backbone in autocast's type.
+    losses by name in training, else a list of dicts with ``instances``. The transformer always runs in float32, the
+    backbone in autocast's type or that of its own weights (``model.backbone.bottom_up.bfloat16()``).
 
     Args:
         backbone: gives the maps for the transformer, all of its width, finest first.
@@ -79,6 +79,13 @@ class DINO(nn.Module):
                 f"DINO: detections_per_image={detections_per_image} must be between 1 and the transformer's "
                 f"num_queries={transformer.num_queries}; change one of them."
             )
+        if len(pixel_mean) != 3 or len(pixel_std) != 3:
+            raise ConfigError(
+                f"DINO: pixel_mean={list(pixel_mean)} and pixel_std={list(pixel_std)} must have a number for each of "
+                "the three channels."
+            )
+        if input_format not in ("RGB", "BGR"):
+            raise ConfigError(f"DINO: input_format={input_format!r} must be 'RGB' or 'BGR'.")
         self.backbone, self.transformer, self.denoising, self.criterion = backbone, transformer, denoising, criterion
         self.in_features = list(shapes)
         self.num_classes = num_classes
@@ -119,6 +126,11 @@ class DINO(nn.Module):
         """The ground truth of every image, in units of its size."""
         targets = []
         for inputs in batched_inputs:
+            if "instances" not in inputs:
+                raise DataError(
+                    f"Image {inputs.get('file_name', '(without a name)')!r} comes without instances, which training "
+                    "needs; use a mapper with is_train=True."
+                )
             instances: Instances = inputs["instances"]
             labels, (height, width) = instances.gt_classes, instances.image_size
             wrong = labels[(labels < 0) | (labels >= self.num_classes)].unique().tolist()
@@ -127,8 +139,8 @@ class DINO(nn.Module):
                     f"Image {inputs.get('file_name', '(without a name)')!r} has labels {wrong}, but the model has "
                     f"classes 0 to {self.num_classes - 1}; set model.num_classes to the number of the dataset's."
                 )
-            corners = instances.gt_boxes.tensor.float() / torch.tensor([width, height, width, height])
-            boxes = box_convert(corners, "xyxy", "cxcywh")
+            corners = instances.gt_boxes.tensor.float()
+            boxes = box_convert(corners / corners.new_tensor([width, height, width, height]), "xyxy", "cxcywh")
             targets.append(Target(labels.to(self.device), boxes.to(self.device)))
         return targets
 
