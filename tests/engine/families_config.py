@@ -43,7 +43,7 @@ families = {
     ),
     "beit": pyramid(L(BEiTBranch)(**size, window_size=4, drop_path_rate=0.2)),
     "uniperceiver": pyramid(L(UniPerceiverBranch)(**size, window_size=4, drop_path_rate=0.2)),
-    "timm": pyramid(L(TimmBranch)(model_name="test_vit")),
+    "timm": pyramid(L(TimmBranch)(model_name="test_vit", weights=None)),
     "convnext": pyramid(
         L(ConvNeXtBranch)(dims=(32, 64, 96, 128), **convnext),
         L(ConvNeXtBranch)(dims=(16, 32, 64, 96), **convnext),
