@@ -118,7 +118,7 @@ def test_quickstart_survives_a_kill(tmp_path: Path, on_few_scenes) -> None:
     train(tmp_path / "undisturbed", *overrides, "train.report.enabled=False", config=config)
     killed = tmp_path / "killed"
     # Before and while the first checkpoints are written.
-    for event in (10, 20):
+    for event in (10, 26):
         assert train(killed, *overrides, config=config, resume=True, kill_at_event=event).status == -9
     assert (killed / "last_checkpoint").exists()
     assert not (killed / "model_final.pth").exists()
