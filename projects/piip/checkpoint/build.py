@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -19,6 +20,20 @@ from ..modeling.branches import (
 )
 from ..modeling.piip import PIIP
 from ..modeling.single_branch import SingleBranch
+from .arguments import (
+    Arguments,
+    flag,
+    integer,
+    integers,
+    mapping,
+    one_of,
+    per_block,
+    positive,
+    ranges,
+    rate,
+    scale,
+    text,
+)
 
 __all__ = ["build_from_official"]
 
@@ -26,9 +41,14 @@ _PIIP_CLASSES = {"PIIPTwoBranch": 2, "PIIPThreeBranch": 3, "PIIPFourBranch": 4}
 
 # Arguments that choose an implementation or say where files are, and change no number here.
 _WITHOUT_EFFECT = {
-    "type", "pretrained", "pretrain_patch_size", "with_fpn", "with_cp", "output_dtype", "cal_flops", "norm_layer",
-    "out_indices", "use_flash_attn", "layerscale_force_fp32", "freeze_vit", "init_cfg", "norm_cfg",
+    "type", "pretrained", "pretrain_patch_size", "with_fpn", "with_cp", "output_dtype", "cal_flops", "out_indices",
+    "use_flash_attn", "layerscale_force_fp32", "freeze_vit", "init_cfg", "norm_cfg",
 }  # fmt: skip
+
+_ATTENTIONS = {"deform": "deform", "normal": "dense"}
+
+# How MLPs are named, and the activation that they have.
+_MLPS = dict.fromkeys(("normal", "mlp", "naive_mlp", "vanilla_mlp"), "gelu") | {"fused_mlp": "gelu_tanh"}
 
 # Depths and first width of the ConvNeXt sizes; every stage doubles the width.
 _CONVNEXTS = {
@@ -60,174 +80,192 @@ def build_from_official(class_name: str, args: Mapping[str, Any]) -> nn.Module:
         a PIIP or SingleBranch, ready for :func:`load_official`.
 
     Raises:
-        ConfigError: for a class, an argument or a branch kind that is not known.
+        ConfigError: for a class, an argument or a branch kind that is not known, and for an argument that is missing
+            or has a value that cannot be used.
     """
-    args = dict(args)
+    known = [*_PIIP_CLASSES, *_SINGLE_CLASSES]
+    if not isinstance(class_name, str) or class_name not in known:
+        hint = did_you_mean(str(class_name), known)
+        raise ConfigError(f"released class {class_name!r} is unknown; known are {known}.{hint}")
+    args = Arguments(class_name, args)
     if class_name in _SINGLE_CLASSES:
-        return SingleBranch(_SINGLE_CLASSES[class_name](args))
-    if class_name not in _PIIP_CLASSES:
-        known = [*_PIIP_CLASSES, *_SINGLE_CLASSES]
-        raise ConfigError(
-            f"released class {class_name!r} is unknown; known are {known}.{did_you_mean(class_name, known)}"
-        )
-    count = _PIIP_CLASSES[class_name]
-    settings = [dict(args.pop(f"branch{k}")) for k in range(count, 0, -1)]  # finest first
-    resolutions = [s.pop("real_size") for s in settings]
-    groups = [s.pop("interaction_indexes") for s in settings]
-    norm = args.pop("norm_layer", "LayerNorm")
+        return SingleBranch(_branch(args, _SINGLE_CLASSES[class_name]))
+    return _piip(args, _PIIP_CLASSES[class_name])
+
+
+def _piip(args: Arguments, count: int) -> PIIP:
+    owners = [f"branch{k}" for k in range(count, 0, -1)]  # finest first
+    settings = [Arguments(f"{args.owner}.{name}", args.take(name, check=mapping)) for name in owners]
+    resolutions = [s.take("real_size", check=integer) for s in settings]
+    groups = [s.take("interaction_indexes", check=ranges) for s in settings]
+    ffn_ratio = args.take("cffn_ratio", check=positive, default=0.25)
     interaction = {
-        "attention": {"deform": "deform", "normal": "dense"}[args.pop("interact_attn_type", "normal")],
-        "num_heads": args.pop("deform_num_heads", 6),
-        "num_points": args.pop("n_points", 4),
-        "value_ratio": args.pop("deform_ratio", 1.0),
-        "ffn_ratio": args.pop("cffn_ratio", 0.25) * bool(args.pop("with_cffn", False)),
-        "drop_path_rate": args.pop("interaction_drop_path_rate", 0.3),
-        "with_proj": args.pop("interaction_proj", True),
-        "with_norm": norm != "none",
+        "attention": _ATTENTIONS[args.take("interact_attn_type", check=one_of(_ATTENTIONS), default="normal")],
+        "num_heads": args.take("deform_num_heads", check=integer, default=6),
+        "num_points": args.take("n_points", check=integer, default=4),
+        "value_ratio": args.take("deform_ratio", check=positive, default=1.0),
+        "ffn_ratio": ffn_ratio if args.take("with_cffn", check=flag, default=False) else 0.0,
+        "drop_path_rate": args.take("interaction_drop_path_rate", check=rate, default=0.3),
+        "with_proj": args.take("interaction_proj", check=flag, default=True),
+        "with_norm": args.take("norm_layer", check=_norm_or_none, default="LayerNorm") != "none",
     }
-    outputs = ("c3", "c4", "c5") if args.pop("is_dino", False) else ("c2", "c3", "c4", "c5")
-    per_stage = not args.pop("with_simple_fpn", True)
-    out_steps = args.pop("out_interaction_indexes", [])
-    _check_used(class_name, args)
-    return PIIP(
-        [_branch(s) for s in settings], resolutions, interaction_indexes=groups, interaction=interaction,
-        out_interaction_indexes=out_steps if per_stage else None, out_features=outputs,
+    outputs = ("c3", "c4", "c5") if args.take("is_dino", check=flag, default=False) else ("c2", "c3", "c4", "c5")
+    simple = args.take("with_simple_fpn", check=flag, default=True)
+    out_steps = args.take("out_interaction_indexes", check=integers, default=[])
+    if simple and out_steps:
+        raise args.wrong("out_interaction_indexes", out_steps, "set with_simple_fpn=False, or leave it out")
+    if not simple and not out_steps:
+        raise args.wrong("with_simple_fpn", simple, "give out_interaction_indexes too, or leave it out")
+    args.finish(_WITHOUT_EFFECT, _FIXED)
+    branches = [_branch(s) for s in settings]
+    args.owner += f" (its {owners[0]} is branch 0 here)"
+    return args.build(
+        PIIP, branches=branches, resolutions=resolutions, interaction_indexes=groups, interaction=interaction,
+        out_interaction_indexes=None if simple else out_steps, out_features=outputs,
     )  # fmt: skip
 
 
-def _branch(settings: Mapping[str, Any]) -> Branch:
+def _branch(args: Arguments, kind: Callable[[Arguments], Branch] | None = None) -> Branch:
     """The released code tells the kinds apart by the path of the pretrained weights, in this order."""
-    pretrained = settings.get("pretrained") or ""
-    for part, build in _KINDS.items():
-        if part in pretrained:
-            return build(settings)
-    return _internvit(settings)
+    pretrained = args.take("pretrained", check=text, default=None) or ""
+    args.owner += f" with pretrained={pretrained!r}"
+    kind = kind or next((build for part, build in _KINDS.items() if part in pretrained), _internvit)
+    return kind(args)
 
 
-def _deit(settings: Mapping[str, Any]) -> ViTBranch:
-    settings = dict(settings)
-    return _finished(
-        ViTBranch(
-            **_plain(settings),
-            **_vit(settings),
-            # Without flash attention the released class pads after the projection.
-            pad_after_qkv=not settings.pop("use_flash_attn", False),
-            layer_scale_init=settings.pop("init_scale", 1e-4),
-        ),
-        settings,
-    )
+def _deit(args: Arguments) -> ViTBranch:
+    options = {
+        **_plain(args),
+        **_vit(args),
+        # Without flash attention the released class pads after the projection.
+        "pad_after_qkv": not args.take("use_flash_attn", check=flag, default=False),
+        "layer_scale_init": args.take("init_scale", check=positive, default=1e-4),
+    }
+    return _finished(ViTBranch, args, options)
 
 
-def _internvit(settings: Mapping[str, Any]) -> InternViTBranch:
-    settings = dict(settings)
-    norm = settings.pop("norm_layer_type", "RMSNorm")
-    norms = {"LayerNorm": "LN", "RMSNorm": "RMS"}
-    if norm not in norms:
-        raise ConfigError(f"norm_layer_type={norm!r} is unknown; known are {sorted(norms)}.")
-    return _finished(
-        InternViTBranch(
-            **_plain(settings),
-            **_vit(settings),
-            norm=norms[norm],
-            qk_norm=settings.pop("qk_normalization", norm == "RMSNorm"),
-            layer_scale_init=settings.pop("init_values", 0.1) or None,
-        ),
-        settings,
-    )
+def _internvit(args: Arguments) -> InternViTBranch:
+    norm = "RMS" if "rms" in args.take("norm_layer_type", check=_norm_type, default="RMSNorm").lower() else "LN"
+    options = {
+        **_plain(args),
+        **_vit(args),
+        "norm": norm,
+        "qk_norm": args.take("qk_normalization", check=flag, default=norm == "RMS"),
+        "layer_scale_init": args.take("init_values", check=scale, default=0.1) or None,
+    }
+    return _finished(InternViTBranch, args, options)
 
 
-def _beit(settings: Mapping[str, Any]) -> BEiTBranch:
-    settings = {"qkv_bias": False, **settings}
-    branch = BEiTBranch(**_plain(settings), layer_scale_init=settings.pop("init_values", 1e-6))
-    return _finished(
-        branch,
-        settings,
-        qkv_bias=True,
-        use_abs_pos_emb=False,
-        use_rel_pos_bias=True,
-        use_shared_rel_pos_bias=False,
-    )
+def _beit(args: Arguments) -> BEiTBranch:
+    # False is what the released class has where a config does not say.
+    if not args.take("qkv_bias", check=flag, default=False):
+        raise args.wrong("qkv_bias", False, "released models have True")
+    options = {**_plain(args), "layer_scale_init": args.take("init_values", check=positive, default=1e-6)}
+    fixed = {"use_abs_pos_emb": False, "use_rel_pos_bias": True, "use_shared_rel_pos_bias": False}
+    return _finished(BEiTBranch, args, options, fixed)
 
 
-def _uniperceiver(settings: Mapping[str, Any]) -> UniPerceiverBranch:
-    settings = dict(settings)
-    if "num_attention_heads" in settings:
-        settings["num_heads"] = settings.pop("num_attention_heads")
-    options = _plain(settings)
-    for name in ("init_values", "init_scale"):
-        if name in settings:
-            options["layer_scale_init"] = settings.pop(name)
-    return _finished(UniPerceiverBranch(**options), settings, qkv_bias=True, layer_scale=True)
+def _uniperceiver(args: Arguments) -> UniPerceiverBranch:
+    options = _plain(args, heads=("num_heads", "num_attention_heads"))
+    # Zero is for checkpoints to replace; the branch starts with its own small value instead.
+    if init := args.take("init_scale", "init_values", check=scale, default=0):
+        options["layer_scale_init"] = init
+    return _finished(UniPerceiverBranch, args, options, {"qkv_bias": True, "layer_scale": True})
 
 
-def _convnext(settings: Mapping[str, Any]) -> ConvNeXtBranch:
-    settings = dict(settings)
-    pretrained = settings.get("pretrained") or ""
-    size = re.search(r"(?:^|/)convnext-(\w+)-", pretrained)
+def _convnext(args: Arguments) -> ConvNeXtBranch:
+    pretrained = args.given.get("pretrained")
+    size = re.search(r"(?:^|/)convnext-(\w+)-", pretrained or "")
     if size is None or size[1] not in _CONVNEXTS:
         raise ConfigError(
-            f"pretrained={pretrained!r} names no known ConvNeXt; known are "
+            f"{args.owner}: pretrained={pretrained!r} names no known ConvNeXt; use one of "
             f"{[f'facebook/convnext-{name}-224' for name in _CONVNEXTS]}."
         )
-    for name in ("real_size", "with_simple_fpn", "single_branch"):
-        settings.pop(name, None)  # of the single-branch baseline, which returns the maps of its stages as they are
-    ratios = settings.pop("downsample_ratios", None)
     depths, width = _CONVNEXTS[size[1]]
-    branch = ConvNeXtBranch(
-        depths, [width * 2**stage for stage in range(4)], drop_path_rate=settings.pop("drop_path_rate", 0.0)
-    )
+    options = {
+        "depths": depths,
+        "dims": [width * 2**stage for stage in range(4)],
+        "drop_path_rate": args.take("drop_path_rate", check=rate, default=0.0),
+    }
+    ratios = args.take("downsample_ratios", check=integers, default=None)
+    # Of the single-branch baseline, which returns the maps of its stages as they are, whatever their size.
+    args.take("real_size", check=integer, default=None)
+    branch = _finished(ConvNeXtBranch, args, options, {"with_simple_fpn": False, "single_branch": True})
     if ratios is not None and list(ratios) != branch.strides:
-        raise ConfigError(
-            f"downsample_ratios={list(ratios)} do not belong to {pretrained}, whose {branch.num_blocks} blocks have "
-            f"the strides {branch.strides}."
-        )
-    return _finished(branch, settings)
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Takes out what all transformers share."""
-    depth = settings.pop("depth")
-    return {
-        "embed_dim": settings.pop("embed_dim"),
-        "depth": depth,
-        "num_heads": settings.pop("num_heads"),
-        "mlp_ratio": settings.pop("mlp_ratio", 4),
-        "patch_size": settings.pop("patch_size", 16),
-        "pretrain_img_size": settings.pop("pretrain_img_size", 224),
-        "window_size": _windows(settings, depth),
-        "drop_path_rate": settings.pop("drop_path_rate", 0.0),
-    }
-
-
-def _vit(settings: dict[str, Any]) -> dict[str, Any]:
-    """Takes out what the DeiT and InternViT kinds share."""
-    mlp = {settings.pop(name, None) for name in ("mlp_type", "Mlp_block")}
-    return {
-        "qkv_bias": settings.pop("qkv_bias", False),
-        "activation": "gelu_tanh" if "fused_mlp" in mlp else "gelu",
-    }
-
-
-def _windows(settings: dict[str, Any], depth: int) -> list[int]:
-    windowed = settings.pop("window_attn", [False] * depth)
-    sizes = settings.pop("window_size", [0] * depth)
-    windowed, sizes = ([v] * depth if isinstance(v, int) else v for v in (windowed, sizes))
-    return [size if use else 0 for size, use in zip(sizes, windowed, strict=True)]
-
-
-def _finished(branch: Branch, rest: Mapping[str, Any], **fixed: Any) -> Any:
-    _check_used(f"a branch with pretrained={rest.get('pretrained')!r}", rest, _FIXED | fixed)
+        remedy = f"the {branch.num_blocks} blocks have the strides {branch.strides}"
+        raise args.wrong("downsample_ratios", list(ratios), remedy)
     return branch
+
+
+def _plain(args: Arguments, heads: tuple[str, ...] = ("num_heads",)) -> dict[str, Any]:
+    """Takes out what all transformers share."""
+    args.take("norm_layer", check=_norm, default=None)
+    depth = args.take("depth", check=integer)
+    return {
+        "embed_dim": args.take("embed_dim", check=integer),
+        "depth": depth,
+        "num_heads": args.take(*heads, check=integer),
+        "mlp_ratio": args.take("mlp_ratio", check=positive, default=4),
+        "patch_size": args.take("patch_size", check=integer, default=16),
+        "pretrain_img_size": args.take("pretrain_img_size", check=integer, default=224),
+        "window_size": _windows(args, depth),
+        "drop_path_rate": args.take("drop_path_rate", check=rate, default=0.0),
+    }
+
+
+def _vit(args: Arguments) -> dict[str, Any]:
+    """Takes out what the DeiT and InternViT kinds share."""
+    mlp = args.take("mlp_type", "Mlp_block", check=_mlp, default=None)
+    return {
+        "qkv_bias": args.take("qkv_bias", check=flag, default=False),
+        "activation": _MLPS["normal" if mlp is None else mlp],
+    }
+
+
+def _windows(args: Arguments, depth: int) -> list[int]:
+    windowed = args.take("window_attn", check=per_block(depth, bool), default=False)
+    sizes = args.take("window_size", check=per_block(depth, int), default=-1)
+    windowed, sizes = ([v] * depth if isinstance(v, int) else v for v in (windowed, sizes))
+    for index, (use, size) in enumerate(zip(windowed, sizes, strict=True)):
+        if use and size < 1:
+            raise args.wrong(f"window_size[{index}]", size, "give a size above 0 where window_attn is True")
+    return [size if use else 0 for use, size in zip(windowed, sizes, strict=True)]
+
+
+def _finished(
+    make: Callable[..., Branch], args: Arguments, options: dict[str, Any], fixed: Mapping[str, Any] | None = None
+) -> Any:
+    """The branch, unless arguments are left over."""
+    args.finish(_WITHOUT_EFFECT, _FIXED | (fixed or {}))
+    return args.build(make, **options)
 
 
 _KINDS = {"deit": _deit, "beit": _beit, "perceiver": _uniperceiver, "convnext": _convnext}
 _SINGLE_CLASSES = {"vit_models": _deit, "InternViT6B": _internvit, "ConvNextHFWrapper": _convnext}
 
 
-def _check_used(owner: str, rest: Mapping[str, Any], fixed: Mapping[str, Any] = _FIXED) -> None:
-    unknown = sorted(set(rest) - _WITHOUT_EFFECT - set(fixed))
-    if unknown:
-        raise ConfigError(f"arguments {unknown} of {owner} are unknown; known configs do not have them.")
-    for name, value in fixed.items():
-        if rest.get(name, value) != value:
-            raise ConfigError(f"{name}={rest[name]!r} of {owner} is not supported; released models have {value!r}.")
+def _mlp(value: object) -> str:
+    return "" if value is None else one_of(_MLPS)(value)
+
+
+def _norm_type(value: object) -> str:
+    named = isinstance(value, str) and ("rms" in value.lower() or "layer" in value.lower())
+    return "" if named else one_of(("LayerNorm", "RMSNorm"))(value)
+
+
+def _norm_or_none(value: object) -> str:
+    wanted = "" if isinstance(value, str) and value == "none" else _norm(value)
+    return wanted and f"{wanted}, or 'none'"
+
+
+def _norm(value: object) -> str:
+    """LayerNorm by its name, as ``dict(type="LN")``, as the class or as a partial of it."""
+    eps = 1e-6
+    if isinstance(value, partial):
+        value, eps = value.func, value.keywords.get("eps", eps)
+    elif isinstance(value, Mapping):
+        value, eps = value.get("type"), value.get("eps", eps)
+    if isinstance(value, str):
+        name = value.rpartition(".")[2].lower().replace("_", "")
+        value = nn.LayerNorm if name in ("layernorm", "ln") else value
+    return "" if value is nn.LayerNorm and eps == 1e-6 else "'LayerNorm' (with eps=1e-6)"
