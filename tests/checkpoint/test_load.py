@@ -164,6 +164,42 @@ def test_strict_loading_tells_what_is_missing_and_unexpected():
     assert (report.missing, report.unexpected) == (["merge.projections.2.0.weight"], ["extra.weight"])
 
 
+def test_what_is_left_of_a_matching_model_is_warned_of(tmp_path, caplog, detector):
+    model = tiny()
+    state = released(model)
+    del state["merge_branch1.0.weight"]
+    load_official(model, state, strict=False)
+    assert "1 tensors of the backbone are missing" in caplog.text
+    assert "merge.projections.2.0.weight" in caplog.text
+    torch.save({"model": {k: v for k, v in model.state_dict().items() if k != "merge.weights.0"}}, tmp_path / "own.pth")
+    caplog.clear()
+    load_weights(model, str(tmp_path / "own.pth"))
+    assert "merge.weights.0" in caplog.text
+    # Parts around the backbone, and a pretrained network for one branch, are no surprise.
+    caplog.clear()
+    load_official(detector, released(detector.backbone.bottom_up), strict=False)
+    headless = {k: v for k, v in detector.state_dict().items() if "roi_heads" not in k}
+    torch.save({"model": headless}, tmp_path / "headless.pth")
+    report = load_weights(detector, str(tmp_path / "headless.pth"))
+    assert all(name.startswith("roi_heads.") for name in report.missing)
+    torch.save({k: v for k, v in ViTBranch(64, 2, 4).state_dict().items() if "ls" not in k}, tmp_path / "vit.pth")
+    assert load_weights(model, str(tmp_path / "vit.pth")).missing
+    assert caplog.text == ""
+
+
+def test_strict_loading_tells_what_both_are(detector):
+    with pytest.raises(
+        CheckpointError, match=r"looks like a 3-branch PIIP of .* 2/2/2 \(DeiT kind\), the model is a .* R"
+    ):
+        load_official(detector, released(detector.backbone.bottom_up))
+
+
+def test_heads_of_segmentation_checkpoints_are_ignored():
+    model = tiny()
+    heads = {"decode_head.conv_seg.weight": torch.zeros(1), "auxiliary_head.conv_seg.weight": torch.zeros(1)}
+    assert load_official(model, {**released(model, "backbone."), **heads}).ignored == list(heads)
+
+
 def test_unused_level_of_dino_checkpoints_is_ignored():
     model = PIIP([ViTBranch(32, 2, 2)], [224], 2, out_features=["c3", "c4", "c5"])
     state = {**released(model), "fpn1.0.weight": torch.zeros(32, 32, 2, 2)}
@@ -223,7 +259,7 @@ def test_pretrained_networks_go_to_the_branches_that_name_them(tmp_path):
 def test_a_single_network_as_start_goes_to_the_branch_of_its_size(tmp_path):
     torch.save(ViTBranch(64, 2, 4).state_dict(), tmp_path / "vit.pth")
     assert all(n.startswith("branches.1.") for n in load_weights(tiny(), str(tmp_path / "vit.pth")).loaded)
-    with pytest.raises(CheckpointError, match="width 64 and 2 blocks, which fits 0 branches"):
+    with pytest.raises(CheckpointError, match=r"width 64 and depth 2 \(DeiT kind\), which fits 0 branches"):
         load_weights(tiny((32, 48, 96)), str(tmp_path / "vit.pth"))
 
 

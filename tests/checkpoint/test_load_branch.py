@@ -1,12 +1,16 @@
 """Pretrained networks of every origin into the branches that the released models start with."""
 
+import copy
+
+import pytest
 import timm
 import torch
 
+from piip.checkpoint import to_official
 from piip.checkpoint.load import load_branch, load_weights
 from piip.checkpoint.official import official_names
 from piip.checkpoint.resize import resize_patch_embed, resize_pos_embed
-from piip.modeling import PIIP, BEiTBranch, InternViTBranch, UniPerceiverBranch, ViTBranch
+from piip.modeling import PIIP, BEiTBranch, ConvNeXtBranch, InternViTBranch, SingleBranch, UniPerceiverBranch, ViTBranch
 
 SIZE = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 SCALES = [f"blocks.{i}.ls{k}.gamma" for i in range(2) for k in (1, 2)]
@@ -145,3 +149,58 @@ def test_a_pyramid_of_all_plain_families_round_trips_through_the_released_names(
     assert all(
         torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
     )
+
+
+def test_positions_of_uniperceiver_are_resized():
+    source, target = (UniPerceiverBranch(**SIZE, pretrain_img_size=pixels) for pixels in (64, 96))
+    state = {theirs: source.state_dict()[ours] for ours, theirs in official_names(source).items()}
+    report = load_branch(target, state)
+    assert report.complete
+    assert report.resized == ["spatial_pos_embed"]
+    assert torch.equal(target.spatial_pos_embed, resize_pos_embed(source.spatial_pos_embed[None], 36)[0])
+
+
+def by_timm(branch):
+    return {name: torch.randn_like(tensor) for name, tensor in branch.state_dict().items()}
+
+
+def by_release(branch):
+    return {official_names(branch)[name]: tensor for name, tensor in by_timm(branch).items()}
+
+
+@pytest.mark.parametrize("names", [by_timm, by_release])
+@pytest.mark.parametrize(
+    "branch",
+    [
+        BEiTBranch(**SIZE, window_size=2),
+        UniPerceiverBranch(**SIZE),
+        InternViTBranch(**SIZE, norm="RMS", qk_norm=True, qkv_bias=False),
+        ConvNeXtBranch((1, 1, 1, 1), (8, 16, 24, 32)),
+    ],
+    ids=lambda branch: type(branch).__name__,
+)
+def test_one_network_as_start_goes_to_the_branch_of_its_family(tmp_path, branch, names):
+    state = names(branch)
+    torch.save({"model": {**state, "head.weight": torch.zeros(10, 32)}}, tmp_path / "net.pth")
+    stages = isinstance(branch, ConvNeXtBranch)
+    groups = [[[0, 0], [1, 1]], [[0, 2], [3, 6]] if stages else [[0, 0], [1, 1]]]
+    # The other branch is as wide and as deep.
+    model = PIIP([ViTBranch(**SIZE), copy.deepcopy(branch)], [224, 160], groups, {"num_heads": 4})
+    report = load_weights(model, str(tmp_path / "net.pth"))
+    assert report.ignored == ["branches.1.head.weight"]
+    # All else of the model is told to be missing.
+    assert sorted(report.missing) == sorted(n for n in model.state_dict() if not n.startswith("branches.1."))
+    assert not report.mismatched
+    own = names(model.branches[1]).keys()
+    assert own == state.keys()
+    loaded = model.branches[1].state_dict()
+    theirs = dict(zip(loaded, loaded, strict=True)) if names is by_timm else official_names(model.branches[1])
+    assert all(torch.equal(tensor, state[theirs[name]]) for name, tensor in loaded.items())
+
+
+def test_a_bare_single_branch_backbone_is_loaded_with_its_neck(tmp_path):
+    source, target = SingleBranch(ViTBranch(**SIZE)), SingleBranch(ViTBranch(**SIZE))
+    torch.save(to_official(source), tmp_path / "bare.pth")
+    report = load_weights(target, str(tmp_path / "bare.pth"))
+    assert report.complete
+    assert sorted(report.loaded) == sorted(target.state_dict())

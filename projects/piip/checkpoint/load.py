@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..modeling.branches import Branch
-from .adapt import adapt_to_checkpoint
-from .describe import describe
+from ..modeling.piip import PIIP
+from ..modeling.single_branch import SingleBranch
+from .adapt import PLAIN, adapt_to_checkpoint, check_belongs
+from .describe import BranchLook, branches_of, describe, look_at
 from .files import tensors_of
 from .large import check_memory, fill
 from .official import UNUSED, official_names
@@ -23,6 +25,9 @@ from .weights import read_weights
 __all__ = ["LoadReport", "load_branch", "load_official", "load_pretrained", "load_weights", "match_weights"]
 
 logger = logging.getLogger(__name__)
+
+# Parts of released models that a bare backbone has no place for.
+_HEADS = ("neck.", "rpn_head.", "roi_head.", "bbox_head.", "decode_head.", "auxiliary_head.")
 
 
 @dataclass
@@ -78,11 +83,12 @@ def load_official(module: nn.Module, state_dict: Mapping, strict: bool = True) -
         strict: whether anything missing, unexpected or of another shape is an error.
 
     Raises:
-        CheckpointError: when the checkpoint belongs to another model, or does not fit in strict mode; no weight is
-            loaded then.
+        CheckpointError: when the checkpoint belongs to another model (other branches, other interactions), or does not
+            fit in strict mode; no weight is loaded then.
     """
     fitted, report = _match_official(module, tensors_of(state_dict), strict)
     fill(module, fitted)
+    _warn_of_gaps(module, report)
     return report
 
 
@@ -95,8 +101,10 @@ def _match_official(
             tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
         ignored = []
     else:
-        ignored = [k for k in tensors if k.startswith(("neck.", "rpn_head.", "roi_head.", "bbox_head."))]
+        ignored = [k for k in tensors if k.startswith(_HEADS)]
         tensors = {k.removeprefix("backbone."): v for k, v in tensors.items() if k not in ignored}
+    own = module.state_dict()
+    check_belongs(module, {official: own[name] for name, official in official_names(module).items()}, tensors)
     adapt_to_checkpoint(module, tensors)
     names = official_names(module)
     # Three-branch DINO detectors carry the finest deconvolution without using it.
@@ -106,7 +114,10 @@ def _match_official(
     tensors = {name: tensor for name, tensor in tensors.items() if name not in ignored}
     ours = {name: tensors[official] for name, official in names.items() if official in tensors}
     unexpected = [name for name in tensors if name not in known]
-    return _fit_all(module, ours, LoadReport(unexpected=unexpected, ignored=ignored), names, tensors, strict)
+    report = LoadReport(unexpected=unexpected, ignored=ignored)
+    fitted, report = _fit_all(module, ours, report, names, tensors, strict)
+    _check_parts(module, report)
+    return fitted, report
 
 
 def load_weights(model: nn.Module, source: str, device: str | torch.device = "cpu") -> LoadReport:
@@ -136,6 +147,7 @@ def load_weights(model: nn.Module, source: str, device: str | torch.device = "cp
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {source!r}: {error}") from error
     logger.info("weights from %s: %s", source, report)
+    _warn_of_gaps(model, report)
     return report
 
 
@@ -152,14 +164,22 @@ def match_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict
     Raises:
         CheckpointError: when the checkpoint belongs to another model.
     """
-    adapt_to_checkpoint(model, tensors)
     own = model.state_dict()
-    branches = [(f"{name}.", module) for name, module in model.named_modules() if isinstance(module, Branch)]
     if sum(name in own for name in tensors) >= 0.5 * min(len(own), len(tensors)):
+        check_belongs(model, own, tensors)
+        adapt_to_checkpoint(model, tensors)
+        own = model.state_dict()
         report = LoadReport(unexpected=[name for name in tensors if name not in own])
-        return _fit_all(model, {k: v for k, v in tensors.items() if k in own}, report, own, tensors, strict=False)
-    if branches and "patch_embed.proj.weight" in tensors and not isinstance(model, Branch):
-        return _match_one_branch(branches, tensors)
+        ours = {name: tensor for name, tensor in tensors.items() if name in own}
+        fitted, report = _fit_all(model, ours, report, own, tensors, strict=False)
+        _check_parts(model, report)
+        return fitted, report
+    branches = _branches(model)
+    if branches and not isinstance(model, Branch) and _is_single_network(model, tensors):
+        fitted, report = _match_one_branch(branches, tensors)
+        known = {*fitted, *report.missing}
+        report.missing += [name for name in own if name not in known]
+        return fitted, report
     try:
         return _match_official(model, tensors, strict=False)
     except TypeError as error:
@@ -215,22 +235,49 @@ def _match_branch(
         raise CheckpointError(f"pretrained weights {source!r} of a {len(own)}-tensor branch: {error}") from error
 
 
+def _branches(model: nn.Module) -> dict[str, Branch]:
+    """The branches in a model by the beginning of their tensors' names."""
+    return {f"{name}.": module for name, module in model.named_modules() if isinstance(module, Branch)}
+
+
+def _is_single_network(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether tensors are a network of no pyramid or detector, and not a bare backbone of the model's kind."""
+    if branches_of(tensors) or look_at(tensors) is None or any(name.startswith("backbone.") for name in tensors):
+        return False
+    single = next((m for m in model.modules() if isinstance(m, SingleBranch)), None)
+    neck = (
+        [] if single is None else [theirs for ours, theirs in official_names(single).items() if "branch." not in ours]
+    )
+    return not any(name in tensors for name in neck)
+
+
 def _match_one_branch(
-    branches: list[tuple[str, Branch]], tensors: Mapping[str, Tensor]
+    branches: Mapping[str, Branch], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """A single network goes to the one branch of its width and depth."""
-    width = tensors["patch_embed.proj.weight"].shape[0]
-    depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
-    fitting = [(name, b) for name, b in branches if b.out_channels[-1] == width and b.num_blocks == depth]
+    """A single network goes to the one branch of its family, width and depth."""
+    look = look_at(tensors)
+    looks = {name: _released_look(branch) for name, branch in branches.items()}
+    fitting = [name for name, own in looks.items() if own and _pretrains(look, own)]
     if len(fitting) != 1:
-        have = ", ".join(f"{b.out_channels[-1]} x {b.num_blocks}" for _, b in branches)
+        have = ", ".join(f"{own.family} {own.width} x {own.depth}" if own else "another" for own in looks.values())
         raise CheckpointError(
-            f"it is a single network of width {width} and {depth} blocks, which fits {len(fitting)} branches of the "
-            f"model ({have}); name it in the `weights` of the branch it is meant for."
+            f"it is a single network of width {look.width} and depth {look.depth} ({look.family}), which fits "
+            f"{len(fitting)} branches of the model ({have}); name it in the `weights` of the branch it is meant for."
         )
-    name, branch = fitting[0]
-    fitted, report = _match_branch(branch, tensors)
+    name = fitting[0]
+    fitted, report = _match_branch(branches[name], tensors)
     return {f"{name}{k}": tensor for k, tensor in fitted.items()}, report.prefixed(name)
+
+
+def _released_look(branch: Branch) -> BranchLook | None:
+    own = branch.state_dict()
+    return look_at({official: own[name] for name, official in official_names(branch).items()})
+
+
+def _pretrains(look: BranchLook, branch: BranchLook) -> bool:
+    """Whether a pretrained network may be meant for a branch; its file does not tell the kinds of plain ones apart."""
+    same_family = look.family == branch.family or {look.family, branch.family} <= PLAIN
+    return same_family and (look.width, look.depth) == (branch.width, branch.depth)
 
 
 def _fit_all(
@@ -265,18 +312,61 @@ def _fit_all(
     if len(fitted) < enough * len(expected):
         raise CheckpointError(
             f"only {len(fitted)} of the model's {len(expected)} tensors fit; the checkpoint looks like "
-            f"{describe(origin)}, the model is {describe(own)}. "
-            "Choose the config that belongs to the checkpoint."
+            f"{describe(origin)}, the model is {describe(own)}; choose the config that belongs to the checkpoint."
         )
     if strict and not report.complete:
-        raise CheckpointError(f"the checkpoint does not fit the model exactly: {report}")
+        raise CheckpointError(
+            f"the checkpoint does not fit the model exactly: {report}\n"
+            f"The checkpoint looks like {describe(origin)}, the model is {describe(own)}."
+        )
     return fitted, report
+
+
+def _check_parts(module: nn.Module, report: LoadReport) -> None:
+    """Refuses what leaves the interactions of a PIIP, or a branch, without weights that belong to it.
+
+    Branches with other MLPs, and those of unknown families, may look the same from outside.
+
+    Raises:
+        CheckpointError: when any tensor of them has another shape, one of the interactions is missing, or more than a
+            quarter of a branch's.
+    """
+    parts = {name: 0.25 * len(branch.state_dict()) for name, branch in _branches(module).items()}
+    parts |= {f"{name}.interactions.".lstrip("."): 0 for name, m in module.named_modules() if isinstance(m, PIIP)}
+    for part, allowed in parts.items():
+        missing, mismatched = (
+            [n for n in found if n.startswith(part)] for found in (report.missing, report.mismatched)
+        )
+        names = [*mismatched, *missing]
+        if mismatched or len(missing) > allowed:
+            raise CheckpointError(
+                f"{len(names)} tensors of the model's {part.rstrip('.')} are missing in the checkpoint or have another "
+                f"shape there ({names[0]} first); choose the config that belongs to the checkpoint."
+            )
+
+
+def _warn_of_gaps(module: nn.Module, report: LoadReport) -> None:
+    """Says loudly that a backbone is left partly as it was, unless a pretrained network went to one of its branches."""
+    found = [*report.loaded, *report.resized]
+    if any(all(name.startswith(branch) for name in found) for branch in _branches(module)):
+        return
+    prefixes = [f"{name}.".lstrip(".") for name, m in module.named_modules() if isinstance(m, PIIP | SingleBranch)]
+    lacking = [name for name in (*report.missing, *report.mismatched) if any(map(name.startswith, prefixes))]
+    if lacking:
+        logger.warning(
+            "%d tensors of the backbone are missing in the checkpoint or have another shape there, and stay as they "
+            "were, which may be random: %s",
+            len(lacking),
+            _some(lacking),
+        )
 
 
 def _fit(name: str, tensor: Tensor, own: Tensor) -> Tensor:
     """Resamples what may be resampled; everything else as it is."""
     if tensor.shape == own.shape:
         return tensor
+    if name.endswith("spatial_pos_embed") and tensor.dim() == 2 and tensor.shape[1] == own.shape[1]:
+        return resize_pos_embed(tensor[None], own.shape[0])[0]
     if name.endswith("pos_embed") and tensor.dim() == 3 and tensor.shape[-1] == own.shape[-1]:
         return resize_pos_embed(tensor, own.shape[1])
     if name.endswith("patch_embed.proj.weight") and tensor.dim() == 4 and tensor.shape[:2] == own.shape[:2]:
