@@ -24,7 +24,7 @@ from piip.checkpoint.load import match_weights
 from piip.checkpoint.weights import read_weights
 from piip.engine.config import load_config
 from piip.errors import CheckpointError, ConfigError, run_cli
-from piip.model_zoo.recognize import matching_configs
+from piip.model_zoo.recognize import fits, matching_configs
 from piip.modeling.without_weights import build_on_meta
 
 EXAMPLES = """
@@ -63,6 +63,11 @@ def main() -> int:
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {args.source!r} and config {config!r}: {error}") from error
     print(f"config   {config}\ntensors  {report}")
+    if not fits(model, report):
+        raise CheckpointError(
+            f"checkpoint {args.source!r} does not hold exactly the tensors of config {config!r}, nor of its backbone; "
+            "give its own --config, and what differs as key=value."
+        )
     written = to_official(model, ours) if args.layout == "official" else ours
     metadata = {"format": "piip" if args.layout == "piip" else "piip-official", "config": config, "source": args.source}
     write_weights(args.to, written, args.dtype, metadata)
@@ -73,6 +78,7 @@ def main() -> int:
 
 
 def _find_config(source: str, tensors: Mapping[str, Tensor]) -> str:
+    print("note: looking for its config among all packaged ones; --config NAME saves that time", file=sys.stderr)
     fitting = matching_configs(tensors)
     if not fitting:
         raise CheckpointError(

@@ -83,8 +83,9 @@ def test_there_and_back_from_the_command_line(project, model, files, tmp_path):
 
 def test_the_config_is_found_and_the_types_are_told(convert, model, files, tmp_path):
     target = tmp_path / "out.safetensors"
-    status, out, _ = convert(files / "released.pth", "--to", target, "--dtype", "float32")
+    status, out, err = convert(files / "released.pth", "--to", target, "--dtype", "float32")
     assert status == 0
+    assert "looking for its config among all packaged ones" in err
     assert f"config   {DIGITS}" in out
     assert "348 tensors (348 bfloat16), 3.21 M numbers" in out
     assert re.search(r"342 tensors \(342 float32\), 3\.08 M numbers, 12\.\d MB", out)
@@ -119,6 +120,22 @@ def test_overrides_for_a_model_of_ones_own(convert, tmp_path):
     assert load_official(instantiate(cfg.model), torch.load(tmp_path / "out.pth")).complete
 
 
+@pytest.mark.parametrize("layout", ["piip", "official"])
+def test_incomplete_checkpoints_are_not_written(convert, model, tmp_path, layout):
+    branch = {name: torch.rand_like(t) for name, t in model.backbone.bottom_up.branches[1].state_dict().items()}
+    torch.save(branch, tmp_path / "one_branch.pth")
+    torch.save({k: v for k, v in model.state_dict().items() if "mask_head" not in k}, tmp_path / "no_masks.pth")
+    torch.save({"model": model.state_dict()}, tmp_path / "ten.pth")
+    target = tmp_path / "out" / "w.pth"
+    target.parent.mkdir()
+    for name, *overrides in (("ten", "model.roi_heads.num_classes=5"), ("no_masks",), ("one_branch",)):
+        args = (tmp_path / f"{name}.pth", "--to", target, "--layout", layout, "--config", DIGITS, *overrides)
+        status, _, err = convert(*args)
+        assert status == 2
+        assert f"does not hold exactly the tensors of config {DIGITS!r}" in err
+        assert os.listdir(target.parent) == []
+
+
 def test_mistakes_are_told_in_a_line_and_leave_nothing(convert, files, tmp_path):
     single = tmp_path / "single.pth"
     torch.save(to_official(SingleBranch(ViTBranch(80, 2, 5))), single)
@@ -135,7 +152,7 @@ def test_mistakes_are_told_in_a_line_and_leave_nothing(convert, files, tmp_path)
         ([single, "--to", target], "holds a single network of width 80 and depth 2 (DeiT kind), which no packaged"),
         (
             [single, "--to", target, "--config", DIGITS],
-            "network of width 80 and 2 blocks, which fits 0 branches",
+            "network of width 80 and depth 2 (DeiT kind), which fits 0 branches",
         ),
         ([own, "--to", target, "--config", "common/optim.py"], "config 'common/optim.py' has no model"),
         ([own, "--to", target, "model.x=1"], "overrides change a config: give it with --config"),

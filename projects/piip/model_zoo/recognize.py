@@ -61,12 +61,14 @@ def matching_configs(tensors: Mapping[str, Tensor]) -> list[str]:
 def fits(model: nn.Module, report: LoadReport) -> bool:
     """Whether a checkpoint holds exactly the tensors of a model, or of its backbone alone."""
     backbone = next((f"{name}." for name, m in model.named_modules() if isinstance(m, PIIP | SingleBranch)), "")
-    if report.mismatched or report.unexpected or any(name.startswith(backbone) for name in report.missing):
+    backbone = backbone.lstrip(".")  # the model may be the backbone
+    found = {*report.loaded, *report.resized}
+    lacking = [name for name in model.state_dict() if name not in found]
+    if report.mismatched or report.unexpected or any(name.startswith(backbone) for name in lacking):
         return False
-    found = {name.split(":")[0] for name in (*report.loaded, *report.resized)}
     bare = all(name.startswith(backbone) for name in found)
     # Pixel statistics and anchors are made anew and may lack.
-    return bare or all(name in dict(model.named_buffers()) for name in report.missing)
+    return bare or all(name in dict(model.named_buffers()) for name in lacking)
 
 
 @cache
