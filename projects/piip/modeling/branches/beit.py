@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ...errors import ConfigError
@@ -63,28 +61,19 @@ class BEiTBranch(TransformerBranch):
     ) -> None:
         super().__init__(embed_dim, depth, num_heads, patch_size, window_size, weights, use_act_checkpoint)
         side = position_grid(pretrain_img_size, patch_size)[0]
-        self.patch_embed = PatchEmbed(
-            img_size=None, patch_size=patch_size, embed_dim=embed_dim, flatten=False, strict_img_size=False
-        )
-        self.blocks = nn.ModuleList(
-            Block(
-                embed_dim,
-                num_heads,
-                mlp_ratio=mlp_ratio,
-                init_values=layer_scale_init,
-                drop_path=rate,
-                norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            )
-            for rate in linear_rates(drop_path_rate, depth)
+        self.patch_embed = self.make_patch_embed()
+        self.blocks = self.make_blocks(
+            linear_rates(drop_path_rate, depth),
+            mlp_ratio=mlp_ratio,
+            init_values=layer_scale_init,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
         )
         for block, window in zip(self.blocks, self.window_sizes, strict=True):
             block.attn = _Attention(embed_dim, num_heads, window or side)
         init_linears(self.blocks)
 
     def embed(self, image: Tensor) -> BranchState:
-        self.check_image(image)
-        x = self.patch_embed.proj(image)
-        return BranchState(x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3]))
+        return BranchState(*self.patches(image))
 
     def attend(self, attn: nn.Module, x: Tensor, index: int, grid_size: tuple[int, int]) -> Tensor:
         window = self.window_sizes[index]

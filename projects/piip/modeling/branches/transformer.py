@@ -7,7 +7,8 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
+from timm.layers import PatchEmbed, trunc_normal_
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,8 +25,9 @@ ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"
 class TransformerBranch(Branch):
     """A transformer with ``blocks`` that all have one width and work on the grid of the patches.
 
-    A family makes its own embedding and its blocks. These have the parts of timm's blocks, which run here around
-    attention in windows; what differs in a family's attention goes into :meth:`attend`.
+    A family makes its positions and, with :meth:`make_patch_embed` and :meth:`make_blocks`, the rest. Blocks have the
+    parts of timm's, which run here around attention in windows; what differs in a family's attention goes into
+    :meth:`attend`.
 
     Args:
         embed_dim: width C.
@@ -41,6 +43,7 @@ class TransformerBranch(Branch):
         ConfigError: for sizes that do not fit together.
     """
 
+    patch_embed: PatchEmbed
     blocks: nn.ModuleList
     pad_after_qkv = False
 
@@ -73,6 +76,35 @@ class TransformerBranch(Branch):
         self.weights = weights
         self.use_act_checkpoint = use_act_checkpoint
 
+    def make_patch_embed(self) -> PatchEmbed:
+        """The projection of patches, for images of any size."""
+        return PatchEmbed(
+            img_size=None,
+            patch_size=self.embed_stride,
+            embed_dim=self.out_channels[0],
+            flatten=False,
+            strict_img_size=False,
+        )
+
+    def make_blocks(self, rates: Sequence[float], **block: object) -> nn.ModuleList:
+        """timm's blocks with a stochastic-depth rate for each and whatever else timm's ``Block`` takes."""
+        width = self.out_channels[0]
+        return nn.ModuleList(Block(width, self.num_heads, drop_path=rate, **block) for rate in rates)
+
+    def patches(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The projected patches of an image as tokens (B, h*w, C), and their grid (h, w).
+
+        Raises:
+            ConfigError: for an image without a single whole patch.
+        """
+        if min(image.shape[2:]) < self.embed_stride:
+            raise ConfigError(
+                f"an image of {tuple(image.shape[2:])} pixels is smaller than one patch of {self.embed_stride}; "
+                "use a larger input or resolution."
+            )
+        x = self.patch_embed.proj(image)
+        return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+
     def run_block(self, x: Tensor, index: int, grid_size: tuple[int, int]) -> Tensor:
         """Runs one block on tokens (B, N, C)."""
         block = self.blocks[index]
@@ -99,14 +131,6 @@ class TransformerBranch(Branch):
             else:
                 x = self.run_block(x, index, state.grid_size)
         return state.replace(tokens=x)
-
-    def check_image(self, image: Tensor) -> None:
-        """Refuses an image without a single whole patch."""
-        if min(image.shape[2:]) < self.embed_stride:
-            raise ConfigError(
-                f"an image of {tuple(image.shape[2:])} pixels is smaller than one patch of {self.embed_stride}; "
-                "use a larger input or resolution."
-            )
 
     def layer_id(self, name: str) -> int | None:
         return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else 0

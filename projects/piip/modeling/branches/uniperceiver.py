@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from timm.layers import PatchEmbed, trunc_normal_
-from timm.models.vision_transformer import Block
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from .base import BranchState
@@ -65,32 +64,23 @@ class UniPerceiverBranch(TransformerBranch):
     ) -> None:
         super().__init__(embed_dim, depth, num_heads, patch_size, window_size, weights, use_act_checkpoint)
         norm_layer = partial(nn.LayerNorm, eps=1e-5)
-        self.patch_embed = PatchEmbed(
-            img_size=None, patch_size=patch_size, embed_dim=embed_dim, flatten=False, strict_img_size=False
-        )
+        self.patch_embed = self.make_patch_embed()
         self.pos_grid = position_grid(pretrain_img_size, patch_size)
         self.spatial_pos_embed = nn.Parameter(torch.zeros(self.pos_grid[0] ** 2, embed_dim))
         self.temporal_pos_embed = nn.Parameter(torch.zeros(_FRAMES, embed_dim))
         self.embed_norm = norm_layer(embed_dim)
-        self.blocks = nn.ModuleList(
-            Block(
-                embed_dim,
-                num_heads,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=True,
-                init_values=layer_scale_init,
-                drop_path=rate,
-                norm_layer=norm_layer,
-            )
-            for rate in linear_rates(drop_path_rate, depth)
+        self.blocks = self.make_blocks(
+            linear_rates(drop_path_rate, depth),
+            mlp_ratio=mlp_ratio,
+            qkv_bias=True,
+            init_values=layer_scale_init,
+            norm_layer=norm_layer,
         )
         trunc_normal_(self.spatial_pos_embed, std=0.02)
         trunc_normal_(self.temporal_pos_embed, std=0.02)
         init_linears(self.blocks)
 
     def embed(self, image: Tensor) -> BranchState:
-        self.check_image(image)
-        x = self.patch_embed.proj(image)
-        grid = (x.shape[2], x.shape[3])
+        x, grid = self.patches(image)
         pos = resample_positions(self.spatial_pos_embed.unsqueeze(0), self.pos_grid, grid) + self.temporal_pos_embed[0]
-        return BranchState(self.embed_norm(x.flatten(2).transpose(1, 2) + pos.to(x.dtype)), grid)
+        return BranchState(self.embed_norm(x + pos.to(x.dtype)), grid)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from timm.layers import PatchEmbed, trunc_normal_
-from timm.models.vision_transformer import Block
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from ...errors import ConfigError
@@ -87,25 +86,18 @@ class ViTBranch(TransformerBranch):
             if value not in known:
                 raise ConfigError(f"{name}={value!r} is unknown; use one of {sorted(known)}.")
         self.pad_after_qkv = pad_after_qkv
-        self.patch_embed = PatchEmbed(
-            img_size=None, patch_size=patch_size, embed_dim=embed_dim, flatten=False, strict_img_size=False
-        )
+        self.patch_embed = self.make_patch_embed()
         self.pos_grid = position_grid(pretrain_img_size, patch_size)
         rows = self.leading_positions + self.pos_grid[0] ** 2
         self.pos_embed = nn.Parameter(torch.zeros(1, rows, embed_dim))
         norm_layer = partial(_NORMS[norm], eps=1e-6)
-        self.blocks = nn.ModuleList(
-            Block(
-                embed_dim,
-                num_heads,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=qkv_bias,
-                init_values=layer_scale_init,
-                drop_path=rate,
-                act_layer=ACTIVATIONS[activation],
-                norm_layer=norm_layer,
-            )
-            for rate in rates
+        self.blocks = self.make_blocks(
+            rates,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            init_values=layer_scale_init,
+            act_layer=ACTIVATIONS[activation],
+            norm_layer=norm_layer,
         )
         if qk_norm:
             # timm's own option normalises every head by itself.
@@ -115,8 +107,6 @@ class ViTBranch(TransformerBranch):
         init_linears(self.blocks)
 
     def embed(self, image: Tensor) -> BranchState:
-        self.check_image(image)
-        x = self.patch_embed.proj(image)
-        grid = (x.shape[2], x.shape[3])
+        x, grid = self.patches(image)
         pos = resample_positions(self.pos_embed[:, self.leading_positions :], self.pos_grid, grid)
-        return BranchState(x.flatten(2).transpose(1, 2) + pos.to(x.dtype), grid)
+        return BranchState(x + pos.to(x.dtype), grid)
