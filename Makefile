@@ -1,6 +1,6 @@
 # Every target does all the set-up that it needs; a second run installs nothing.
 #   make demo      train and evaluate a small PIIP Mask R-CNN on bundled data
-#   make test      run the tests            (PYTEST_ARGS="-k name" to choose)
+#   make test      run the tests            (PYTEST_ARGS="-k name" to choose, TEST_PROCESSES=1 for one at a time)
 #   make lint      check style and format   (make format: put them right)
 #   make env       only the set-up: a virtual environment, the tested versions, Detectron2, this project
 # PYTHON is the interpreter that the environment is made from, VENV its folder (an existing one is used as it is,
@@ -9,6 +9,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.piip-is-installed
@@ -20,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/python tools/lazyconfig_train_net.py --config-file $(DEMO_CONFIG)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

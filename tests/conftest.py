@@ -9,12 +9,23 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files; a machine may have no display
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes would wait for one another
+
+# Files whose tests share what takes long: the recount of the zoo.
+_ONE_PROCESS = {"test_complexity.py": "zoo", "test_published.py": "zoo", "test_table.py": "zoo"}
 
 
 @pytest.fixture(scope="session")
 def project() -> Path:
     """The top folder of the project's checkout."""
     return Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The tests of a file share fixtures, so they run in one process.
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_ONE_PROCESS.get(item.path.name, str(item.path))))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
