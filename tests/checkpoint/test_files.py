@@ -132,3 +132,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_atomically(target, fail)
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_of_something_else_is_no_checkpoint(tmp_path):
+    path = tmp_path / "notes.pth"
+    path.write_text("# Notes, not weights")
+    with pytest.raises(CheckpointError, match=r"notes\.pth' \(20 bytes\) is not a checkpoint; check the path") as error:
+        read_checkpoint(path)
+    assert "weights_only" not in str(error.value)

@@ -77,7 +77,12 @@ def read_checkpoint(path: str | os.PathLike, mmap: bool = False) -> Any:
         with _numpy_numbers():
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
+        # torch puts advice before the reason, to load without protection.
+        reason = (str(error).rpartition("WeightsUnpickler error:")[2].strip() or str(error)).splitlines()[0]
+        if reason.startswith("Unsupported operand"):
+            raise CheckpointError(
+                f"checkpoint {path!r} ({os.path.getsize(path)} bytes) is not a checkpoint; check the path."
+            ) from error
         raise CheckpointError(
             f"checkpoint {path!r} is not a plain weight file and is refused, since loading it could run code "
             f"({reason}); save its tensors alone, e.g. as .safetensors, on a machine where you trust it."
