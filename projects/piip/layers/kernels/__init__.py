@@ -1,0 +1,1 @@
+"""What operators run on: plain PyTorch, C++ and Triton. Which one is chosen is decided by the operator."""

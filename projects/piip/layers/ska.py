@@ -1,0 +1,125 @@
+"""Small-kernel aggregation (SKA), the dynamic convolution of LSNet.
+
+Every pixel has its own small depthwise kernel, which channels share: channel ``c`` uses weight channel ``c mod J``.
+
+Source: LSNet (arXiv:2503.23135), Sec. 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ..errors import ConfigError
+from .kernels import ska_eager
+
+__all__ = ["ska", "ska_reference"]
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def ska(x: Tensor, w: Tensor) -> Tensor:
+    """Sums every pixel's neighbourhood with that pixel's own weights; outside the map are zeros.
+
+    ``out[b, c, y, x] = sum over taps k = ky * ks + kx of x[b, c, y + ky - p, x + kx - p] * w[b, c mod J, k, y, x]``
+    with ``p = (ks - 1) / 2``. Sums are in float32 (float64 for float64). Of float16, weights and products are rounded
+    to float16 first, as in the released code; of bfloat16, only the weights are. For the backward pass nothing is
+    kept but ``x`` and ``w``. Under autocast both are cast to its dtype, so that the float32 result of a normalisation
+    can be given as it is.
+
+    Args:
+        x: features.
+        w: weights of all pixels, of the dtype of ``x``, or float32 for ``x`` of half precision.
+
+    Shape:
+        x (B, C, H, W), w (B, J, ks * ks, H, W) with ks odd and J <= C -> (B, C, H, W), of the dtype of ``x`` and
+        channels-last if ``x`` is.
+
+    Raises:
+        ConfigError: when the shapes, dtypes or devices do not fit each other.
+    """
+    device = x.device.type
+    if not x.is_meta and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, w = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, w))
+    _check(x, w)
+    return _ska(x, w)
+
+
+def ska_reference(x: Tensor, w: Tensor) -> Tensor:
+    """The same as :func:`ska`, written for reading: neighbourhoods are laid out, multiplied and summed."""
+    (b, c, height, width), (_, j, taps) = x.shape, w.shape[:3]
+    ks = math.isqrt(taps)
+    dtype = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+    weights = w.to(x.dtype).to(dtype)[:, torch.arange(c, device=w.device) % j]
+    patches = F.unfold(x.to(dtype), ks, padding=ks // 2).view(b, c, taps, height, width)
+    total = torch.promote_types(dtype, torch.float32)
+    return (patches * weights).sum(dim=2, dtype=total).to(x.dtype)
+
+
+def _check(x: Tensor, w: Tensor) -> None:
+    if x.ndim != 4 or w.ndim != 5:
+        raise ConfigError(
+            f"ska: x must be (B, C, H, W) and w (B, J, K, H, W); x has shape {tuple(x.shape)}, w {tuple(w.shape)}."
+        )
+    (b, c, *size), (wb, j, taps, *wsize) = x.shape, w.shape
+    if b != wb or size != wsize:
+        raise ConfigError(f"ska: x {tuple(x.shape)} and w {tuple(w.shape)} must have the same batch, height and width.")
+    if not 1 <= j <= c:
+        raise ConfigError(f"ska: w has {j} weight channels for {c} channels of x; give between 1 and {c}.")
+    if taps % 2 == 0 or math.isqrt(taps) ** 2 != taps:
+        raise ConfigError(f"ska: w has {taps} taps per pixel; give the square of an odd kernel size, such as 9 or 25.")
+    if x.device != w.device:
+        raise ConfigError(f"ska: x is on {x.device} and w on {w.device}; move them to one device.")
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    if x.dtype not in _DTYPES or not (w.dtype == x.dtype or (half and w.dtype == torch.float32)):
+        raise ConfigError(
+            f"ska: x is {x.dtype} and w {w.dtype}; give both the same floating-point dtype (or w in float32 with x in "
+            "float16 or bfloat16)."
+        )
+
+
+@torch.library.custom_op("piip::ska", mutates_args=())
+def _ska(x: Tensor, w: Tensor) -> Tensor:
+    return ska_eager.forward(x, w)
+
+
+@_ska.register_fake
+def _(x: Tensor, w: Tensor) -> Tensor:
+    return ska_eager.like(x)
+
+
+@torch.library.custom_op("piip::ska_backward", mutates_args=())
+def _ska_backward(grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    return ska_eager.backward(grad, x, w)
+
+
+@_ska_backward.register_fake
+def _(grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    return ska_eager.like(x), torch.empty_like(w)
+
+
+def _save_inputs(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+    return _ska_backward(grad, *ctx.saved_tensors)
+
+
+_ska.register_autograd(_gradients, setup_context=_save_inputs)
+
+
+# One multiply-add per tap and output; the gradients of x and of w are as many each.
+@register_flop_formula(torch.ops.piip.ska)
+def _flops(x_shape: torch.Size, w_shape: torch.Size, *args, **kwargs) -> int:
+    return 2 * math.prod(x_shape) * w_shape[2]
+
+
+@register_flop_formula(torch.ops.piip.ska_backward)
+def _backward_flops(grad_shape: torch.Size, x_shape: torch.Size, w_shape: torch.Size, *args, **kwargs) -> int:
+    return 4 * math.prod(x_shape) * w_shape[2]
