@@ -12,8 +12,8 @@ from piip import model_zoo
 from piip.checkpoint import build_from_official, load_official
 from piip.errors import ConfigError
 from piip.modeling import FPN, PIIP, SingleBranch, ViTBranch, image_pyramid
+from piip.modeling.branch_pyramid import block_groups
 from piip.modeling.branches.convnext import ConvNeXtBranch
-from piip.modeling.piip import block_groups
 from tests import reference
 
 CASES = [

@@ -14,6 +14,7 @@ from .interaction import InteractionUnit
 from .merging import BranchMerge
 from .necks import FPN, ChannelMapper, SimplePyramidNeck
 from .piip import PIIP
+from .piip_classifier import PIIPClassifier
 from .pyramid import image_pyramid
 from .single_branch import SingleBranch
 
@@ -27,6 +28,7 @@ __all__ = [
     "ConvNeXtBranch",
     "InteractionUnit",
     "InternViTBranch",
+    "PIIPClassifier",
     "SimplePyramidNeck",
     "SingleBranch",
     "TimmBranch",

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import Permute
 
 from ..errors import ConfigError
 
-__all__ = ["BranchMerge", "StageMerge", "group_norm", "he_normal_"]
+__all__ = ["BranchMerge", "LinearMerge", "StageMerge", "group_norm", "he_normal_"]
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -100,3 +101,23 @@ class StageMerge(BranchMerge):
         projection = nn.Sequential(*self._conv(in_channels))
         he_normal_(projection)
         return projection
+
+
+class LinearMerge(BranchMerge):
+    """The merging of the classification form: a linear layer per branch instead of convolutions.
+
+    The last branch, which already has the common width, is only normalised.
+
+    Source: PIIP released models; the cost of most published detectors was counted with it.
+    """
+
+    def make_projection(self, in_channels: int, last: bool) -> nn.Module:
+        """GroupNorm for the last branch; GroupNorm, linear layer and GroupNorm for the others."""
+        if last:
+            return group_norm(in_channels)
+        linear = nn.Linear(in_channels, self.out_channels)
+        nn.init.trunc_normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
+        return nn.Sequential(
+            group_norm(in_channels), Permute([0, 2, 3, 1]), linear, Permute([0, 3, 1, 2]), group_norm(self.out_channels)
+        )

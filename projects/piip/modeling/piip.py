@@ -1,46 +1,36 @@
-"""PIIP as a Detectron2 backbone: pyramid, branches, interactions, merging, output maps."""
+"""PIIP as a Detectron2 backbone: the pyramid of branches, merging, output maps."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError
 from .backbone import PyramidBackbone, token_map
-from .branches import Branch, BranchState
-from .interaction import Injector, InteractionUnit
+from .branch_pyramid import BlockGroups, BranchPyramid
+from .branches import Branch
 from .merging import BranchMerge, StageMerge
 from .necks import SimplePyramidNeck, StageNeck
-from .pyramid import image_pyramid
 
-__all__ = ["PIIP", "block_groups"]
-
-BlockGroups = Sequence[Sequence[Sequence[int]]]
+__all__ = ["PIIP"]
 
 
-class PIIP(PyramidBackbone):
+class PIIP(BranchPyramid, PyramidBackbone):
     """Parameter-inverted image pyramid network: several branches look at one image at several resolutions.
 
-    Everywhere, branches are ordered from the highest resolution (the smallest model) to the lowest (the largest
-    model), as in the name TSB 1120/896/448. In every interaction step each branch runs its next group of blocks;
-    then neighbouring branches exchange features, the finest pair first. The last branch gives the output width.
+    The branches exchange features as in :class:`~.branch_pyramid.BranchPyramid`; then all are merged on the finest
+    grid, in the width of the last branch, and a pyramid of maps is made from there.
 
     Source: PIIP (arXiv:2406.04330; arXiv:2501.07783), Sec. 3.
 
     Args:
-        branches: one :class:`~piip.modeling.branches.Branch` per resolution.
-        resolutions: pixels per side each branch is meant for; only their ratios change the result, the network
-            accepts any input size that is a multiple of the first branch's stride.
-        interaction_indexes: the number of interaction steps, for which the blocks of every branch are split as
-            evenly as possible (larger groups last), or the inclusive ``[first, last]`` block ranges of every step,
-            one list per branch.
+        branches: from the highest resolution (the smallest model) to the lowest (the largest).
+        resolutions: pixels per side that each branch is meant for, see :class:`~.branch_pyramid.BranchPyramid`.
+        interaction_indexes: the number of interaction steps, or the block ranges of every step and branch.
         interaction: keyword arguments of every :class:`~piip.modeling.interaction.Injector`.
-        interaction_pairs: which branches exchange features and in which order, as ``[finer, coarser]`` positions in
-            ``branches``; all neighbours by default, the finest pair first.
+        interaction_pairs: which branches exchange features and in which order; all neighbours by default.
         out_interaction_indexes: for branches with stages ("regular FPN"): the branches are merged into an output map
             after each of these steps, counted from 0, and after the last one. None: once at the end, and the simple
             pyramid from there.
@@ -69,21 +59,19 @@ class PIIP(PyramidBackbone):
         size_divisibility: int = 32,
         use_act_checkpoint: bool = False,
     ) -> None:
-        super().__init__(size_divisibility)
-        branches, resolutions = list(branches), [int(r) for r in resolutions]
-        _check_resolutions(branches, resolutions)
-        self.resolutions = resolutions
-        self.input_stride = max(branches[0].strides)
-        self.branches = nn.ModuleList(branches)
-        self.groups = _check_groups(branches, interaction_indexes)
-        self.interaction_kwargs = _check_interaction(interaction or {})
-        self.pairs = _check_pairs(interaction_pairs, len(branches))
-        self.interactions = nn.ModuleList(
-            nn.ModuleList(self._make_unit(step, *pair) for pair in self.pairs) for step in range(len(self.groups[0]))
+        super().__init__(
+            branches,
+            resolutions,
+            interaction_indexes,
+            interaction,
+            interaction_pairs,
+            use_act_checkpoint,
+            size_divisibility=size_divisibility,
         )
+        branches = list(self.branches)
         if out_interaction_indexes is None:
             self.out_steps: list[int] = []
-            self.merge = BranchMerge(self._widths(-1), branches[-1].out_channels[-1])
+            self.merge = BranchMerge(self.widths(-1), branches[-1].out_channels[-1])
             self.neck: nn.Module = SimplePyramidNeck(self.merge.out_channels, _only_stride(branches[0]), out_features)
         else:
             self.out_steps = _check_out_steps(out_interaction_indexes, len(self.interactions))
@@ -95,24 +83,9 @@ class PIIP(PyramidBackbone):
                 self.neck = SimplePyramidNeck(widths, strides[0], out_features)
             else:
                 self.neck = StageNeck(widths, strides, out_features)
-        self.use_act_checkpoint = False
-        if use_act_checkpoint:
-            self.set_grad_checkpointing()
-
-    def _widths(self, step: int) -> list[int]:
-        """Width of every branch after an interaction step."""
-        return [branch.out_channels[groups[step][1]] for branch, groups in zip(self.branches, self.groups, strict=True)]
-
-    def _make_unit(self, step: int, fine: int, coarse: int) -> InteractionUnit:
-        """The unit between two branches after interaction step ``step``."""
-        widths = self._widths(step)
-        try:
-            return InteractionUnit(widths[fine], widths[coarse], **self.interaction_kwargs)
-        except ConfigError as error:
-            raise ConfigError(f"between branches {fine} and {coarse} at interaction step {step}: {error}") from error
 
     def _make_stage_merge(self, step: int) -> StageMerge:
-        widths = self._widths(step)
+        widths = self.widths(step)
         return StageMerge(widths, widths[-1])
 
     def replace_branch(self, index: int, branch: Branch) -> None:
@@ -136,56 +109,20 @@ class PIIP(PyramidBackbone):
         for step, units in enumerate(self.interactions):
             for position, pair in enumerate(self.pairs):
                 if index in pair:
-                    units[position] = self._make_unit(step, *pair).to(like)
+                    units[position] = self.make_unit(step, *pair).to(like)
         merges = {**getattr(self, "stage_merges", {}), -1: self.merge}
         for step, merge in merges.items():
-            width = self._widths(int(step))[index]
+            width = self.widths(int(step))[index]
             merge.projections[index] = merge.make_projection(width, last=False).to(like)
         self.train(self.training)  # new modules start in training mode
 
     def compute_maps(self, image: Tensor, dtype: torch.dtype) -> Tensor | list[Tensor]:
-        states = [
-            branch.embed(copy.to(dtype))
-            for branch, copy in zip(self.branches, image_pyramid(image, self.resolutions), strict=True)
-        ]
         stages = []
-        for step, units in enumerate(self.interactions):
-            states = [
-                branch.run(state, groups[step][0], groups[step][1] + 1)
-                for branch, state, groups in zip(self.branches, states, self.groups, strict=True)
-            ]
-            for (fine, coarse), unit in zip(self.pairs, units, strict=True):
-                states[fine], states[coarse] = self._interact(unit, states[fine], states[coarse])
+        for step, states in enumerate(self.run_steps(image, dtype)):
             if step in self.out_steps:
                 stages.append(self.stage_merges[str(step)]([token_map(state) for state in states]))
         merged = self.merge([token_map(state) for state in states])
         return [*stages, merged] if stages else merged
-
-    def _interact(self, unit: InteractionUnit, fine: BranchState, coarse: BranchState) -> list[BranchState]:
-        args = (fine.tokens, coarse.tokens, fine.grid_size, coarse.grid_size)
-        if self.use_act_checkpoint and self.training:
-            tokens = checkpoint(unit, *args, use_reentrant=False)
-        else:
-            tokens = unit(*args)
-        return [state.replace(tokens=t) for state, t in zip((fine, coarse), tokens, strict=True)]
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations of all branches and interactions in the backward pass."""
-        self.use_act_checkpoint = enable
-        for branch in self.branches:
-            branch.set_grad_checkpointing(enable)
-
-
-def block_groups(num_blocks: int, steps: int) -> list[list[int]]:
-    """Splits blocks into consecutive groups as evenly as possible, larger groups last.
-
-    Returns:
-        ``steps`` inclusive ranges ``[first, last]``; 32 blocks in 12 steps give four pairs, then eight triples.
-    """
-    size, larger = divmod(num_blocks, steps)
-    sizes = [size] * (steps - larger) + [size + 1] * larger
-    ends = [sum(sizes[: i + 1]) for i in range(steps)]
-    return [[end - n, end - 1] for n, end in zip(sizes, ends, strict=True)]
 
 
 def _only_stride(branch: Branch) -> int:
@@ -198,22 +135,6 @@ def _only_stride(branch: Branch) -> int:
     return branch.strides[-1]
 
 
-def _check_pairs(pairs: Sequence[Sequence[int]] | None, num_branches: int) -> list[tuple[int, int]]:
-    if pairs is None:
-        return [(k, k + 1) for k in range(num_branches - 1)]
-    try:
-        found = [tuple(int(k) for k in pair) for pair in pairs]
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"interaction_pairs={pairs} must be a list of [finer, coarser] pairs of branches.") from error
-    for pair in found:
-        if len(pair) != 2 or not 0 <= pair[0] < pair[1] < num_branches or found.count(pair) > 1:
-            raise ConfigError(
-                f"interaction_pairs={[list(p) for p in found]}: {list(pair)} must be two different branches, the finer "
-                f"one first, out of 0 to {num_branches - 1}, and occur once."
-            )
-    return found
-
-
 def _check_out_steps(indexes: Sequence[int], num_steps: int) -> list[int]:
     steps = [int(index) for index in indexes]
     if steps != sorted(set(steps)) or not all(0 <= step < num_steps - 1 for step in steps):
@@ -222,61 +143,3 @@ def _check_out_steps(indexes: Sequence[int], num_steps: int) -> list[int]:
             "the last step always gives an output."
         )
     return steps
-
-
-def _check_groups(branches: Sequence[Branch], indexes: int | BlockGroups) -> list[list[list[int]]]:
-    """The block ranges of every step for every branch, from either form of ``interaction_indexes``."""
-    if isinstance(indexes, int):
-        fewest = min(b.num_blocks for b in branches)
-        if not 1 <= indexes <= fewest:
-            raise ConfigError(
-                f"interaction_indexes={indexes} must be between 1 and {fewest}, the blocks of the shallowest branch."
-            )
-        return [block_groups(b.num_blocks, indexes) for b in branches]
-    try:
-        groups = [[[int(first), int(last)] for first, last in branch] for branch in indexes]
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"interaction_indexes={indexes} must be a number, or one list of [first, last] block ranges per branch."
-        ) from error
-    counts = [len(branch) for branch in groups]
-    if len(groups) != len(branches) or len(set(counts)) != 1:
-        raise ConfigError(
-            f"interaction_indexes lists {counts} block ranges per branch for {len(branches)} branches; "
-            "give one list per branch, all of the same length."
-        )
-    for k, (branch, ranges) in enumerate(zip(branches, groups, strict=True)):
-        covered = [i for first, last in ranges for i in range(first, last + 1)]
-        if covered != list(range(branch.num_blocks)) or any(first > last for first, last in ranges):
-            raise ConfigError(
-                f"interaction_indexes[{k}]={ranges} must cover blocks 0 to {branch.num_blocks - 1} of branch {k} once "
-                f"each, in order and without empty ranges; interaction_indexes={counts[0]} would split them evenly."
-            )
-    return groups
-
-
-def _check_interaction(settings: Mapping[str, object]) -> dict[str, object]:
-    known = [name for name, p in inspect.signature(Injector).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    for name in settings:
-        if name not in known:
-            raise ConfigError(f"interaction.{name} is unknown; known: {', '.join(known)}.{did_you_mean(name, known)}")
-    return dict(settings)
-
-
-def _check_resolutions(branches: Sequence[Branch], resolutions: Sequence[int]) -> None:
-    if not branches or len(branches) != len(resolutions):
-        raise ConfigError(
-            f"PIIP got {len(branches)} branches and resolutions {list(resolutions)}; give one resolution per branch."
-        )
-    if list(resolutions) != sorted(resolutions, reverse=True):
-        raise ConfigError(
-            f"resolutions={list(resolutions)} must fall from the first branch to the last; "
-            "order the branches from the smallest model at the highest resolution to the largest at the lowest."
-        )
-    for k, (branch, resolution) in enumerate(zip(branches, resolutions, strict=True)):
-        patch = branch.embed_stride
-        if resolution < patch or resolution % patch:
-            raise ConfigError(
-                f"resolutions[{k}]={resolution} is not divisible by the {patch}-pixel patches of branch {k}; "
-                f"the nearest one that is: {max(round(resolution / patch), 1) * patch}."
-            )

@@ -124,13 +124,16 @@ class TransformerBranch(Branch):
         return grid_attention(x, grid_size, window, project, self.num_heads, None, self.pad_after_qkv)
 
     def run(self, state: BranchState, start: int, stop: int) -> BranchState:
-        x = state.tokens
+        x = state.tokens if state.prefix is None else torch.cat([state.prefix, state.tokens], dim=1)
         for index in range(start, stop):
             if self.use_act_checkpoint and self.training:
                 x = checkpoint(self.run_block, x, index, state.grid_size, use_reentrant=False)
             else:
                 x = self.run_block(x, index, state.grid_size)
-        return state.replace(tokens=x)
+        if state.prefix is None:
+            return state.replace(tokens=x)
+        count = state.prefix.shape[1]
+        return state.replace(tokens=x[:, count:], prefix=x[:, :count])
 
     def layer_id(self, name: str) -> int | None:
         return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else 0

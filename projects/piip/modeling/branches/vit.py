@@ -40,6 +40,8 @@ class ViTBranch(TransformerBranch):
         pad_after_qkv: zero-pad queries, keys and values instead of the tokens where a window exceeds the grid. The
             released models pad the tokens, so that a padded key equals the bias.
         layer_scale_init: initial value of the residual scales; None for none.
+        class_token: let a class token take part in the attention, which must be global then. It has no position, as
+            in the released classifiers.
         drop_path_rate: stochastic depth rate of every block, or one per block.
         activation: ``"gelu"`` or ``"gelu_tanh"`` (what the released "fused" MLPs compute).
         weights: where the pretrained weights are, see :class:`~.base.Branch`.
@@ -71,6 +73,7 @@ class ViTBranch(TransformerBranch):
         window_size: int | Sequence[int] = 0,
         pad_after_qkv: bool = False,
         layer_scale_init: float | None = 1.0,
+        class_token: bool = False,
         drop_path_rate: float | Sequence[float] = 0.0,
         activation: str = "gelu",
         weights: str | None = None,
@@ -85,11 +88,20 @@ class ViTBranch(TransformerBranch):
         for name, value, known in (("activation", activation, ACTIVATIONS), ("norm", norm, _NORMS)):
             if value not in known:
                 raise ConfigError(f"{name}={value!r} is unknown; use one of {sorted(known)}.")
+        if class_token and any(self.window_sizes):
+            raise ConfigError(
+                f"class_token=True needs global attention, and window_size is {window_size}; set it to 0, or leave "
+                "out class_token."
+            )
         self.pad_after_qkv = pad_after_qkv
         self.patch_embed = self.make_patch_embed()
         self.pos_grid = position_grid(pretrain_img_size, patch_size)
         rows = self.leading_positions + self.pos_grid[0] ** 2
         self.pos_embed = nn.Parameter(torch.zeros(1, rows, embed_dim))
+        self.num_prefix_tokens = int(class_token)
+        if class_token:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+            trunc_normal_(self.cls_token, std=0.02)
         norm_layer = partial(_NORMS[norm], eps=1e-6)
         self.blocks = self.make_blocks(
             rates,
@@ -109,4 +121,5 @@ class ViTBranch(TransformerBranch):
     def embed(self, image: Tensor) -> BranchState:
         x, grid = self.patches(image)
         pos = resample_positions(self.pos_embed[:, self.leading_positions :], self.pos_grid, grid)
-        return BranchState(x + pos.to(x.dtype), grid)
+        prefix = self.cls_token.to(x.dtype).expand(len(x), -1, -1) if self.num_prefix_tokens else None
+        return BranchState(x + pos.to(x.dtype), grid, prefix)
