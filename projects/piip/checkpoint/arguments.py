@@ -68,6 +68,10 @@ class Arguments:
             raise ConfigError(f"{self.owner}: {given} contradict each other; leave out one of them.")
         return values[0] if values else default
 
+    def put(self, name: str, value: Any) -> None:
+        """Puts an argument back, with the value that the released class uses instead of the given one."""
+        self._left[name] = value
+
     def finish(self, without_effect: Collection[str], fixed: Mapping[str, Any]) -> None:
         """Refuses what is left.
 

@@ -19,6 +19,7 @@ from ..modeling.branches import (
     ViTBranch,
 )
 from ..modeling.piip import PIIP
+from ..modeling.piip_classifier import PIIPClassifier
 from ..modeling.single_branch import SingleBranch
 from .arguments import (
     Arguments,
@@ -62,6 +63,10 @@ _CONVNEXTS = {
 _FIXED = {"drop_rate": 0, "attn_drop_rate": 0, "in_chans": 3, "qk_scale": None}
 
 
+# The projects of the released code that define the PIIP classes, as their files' paths begin.
+_TASKS = ("mmdetection", "mmsegmentation", "classification")
+
+
 def build_from_official(class_name: str, args: Mapping[str, Any]) -> nn.Module:
     """Ports a released-style config: our module for a released class and its constructor arguments.
 
@@ -73,42 +78,45 @@ def build_from_official(class_name: str, args: Mapping[str, Any]) -> nn.Module:
 
     Args:
         class_name: ``PIIPTwoBranch``, ``PIIPThreeBranch``, ``PIIPFourBranch``, or a single-branch baseline:
-            ``vit_models`` (DeiT kind), ``InternViT6B``, ``ConvNextHFWrapper``.
+            ``vit_models`` (DeiT kind), ``InternViT6B``, ``ConvNextHFWrapper``. The released code has each PIIP class
+            once per task; the path of its file before the name tells which one is meant, as in
+            ``classification/piip_3branch.py PIIPThreeBranch``. Without a path, it is the one for detection.
         args: constructor arguments as in the released config.
 
     Returns:
-        a PIIP or SingleBranch, ready for :func:`load_official`.
+        a PIIP, PIIPClassifier or SingleBranch, ready for :func:`load_official`.
 
     Raises:
         ConfigError: for a class, an argument or a branch kind that is not known, and for an argument that is missing
             or has a value that cannot be used.
     """
-    known = [*_PIIP_CLASSES, *_SINGLE_CLASSES]
-    if not isinstance(class_name, str) or class_name not in known:
-        hint = did_you_mean(str(class_name), known)
+    path, _, name = class_name.rpartition(" ") if isinstance(class_name, str) else ("", "", class_name)
+    known, task = [*_PIIP_CLASSES, *_SINGLE_CLASSES], path.partition("/")[0]
+    if name not in known:
+        hint = did_you_mean(str(name), known)
         raise ConfigError(f"released class {class_name!r} is unknown; known are {known}.{hint}")
+    if path and task not in _TASKS:
+        raise ConfigError(
+            f"released class {class_name!r} is in no known project; its path must begin with one of {list(_TASKS)}."
+        )
     args = Arguments(class_name, args)
-    if class_name in _SINGLE_CLASSES:
-        return SingleBranch(_branch(args, _SINGLE_CLASSES[class_name]))
-    return _piip(args, _PIIP_CLASSES[class_name])
+    if name in _SINGLE_CLASSES:
+        return SingleBranch(_branch(args, _SINGLE_CLASSES[name]))
+    settings = [
+        Arguments(f"{args.owner}.{branch}", args.take(branch, check=mapping))
+        for branch in (f"branch{k}" for k in range(_PIIP_CLASSES[name], 0, -1))  # finest first
+    ]
+    if task == "classification":
+        return _classifier(args, settings)
+    return _piip(args, settings, fixed_size=task == "mmsegmentation")
 
 
-def _piip(args: Arguments, count: int) -> PIIP:
-    owners = [f"branch{k}" for k in range(count, 0, -1)]  # finest first
-    settings = [Arguments(f"{args.owner}.{name}", args.take(name, check=mapping)) for name in owners]
-    resolutions = [s.take("real_size", check=integer) for s in settings]
+def _piip(args: Arguments, settings: list[Arguments], fixed_size: bool) -> PIIP:
+    resolutions = _resolutions(settings, fixed_size)
     groups = [s.take("interaction_indexes", check=ranges) for s in settings]
-    ffn_ratio = args.take("cffn_ratio", check=positive, default=0.25)
-    interaction = {
-        "attention": _ATTENTIONS[args.take("interact_attn_type", check=one_of(_ATTENTIONS), default="normal")],
-        "num_heads": args.take("deform_num_heads", check=integer, default=6),
-        "num_points": args.take("n_points", check=integer, default=4),
-        "value_ratio": args.take("deform_ratio", check=positive, default=1.0),
-        "ffn_ratio": ffn_ratio if args.take("with_cffn", check=flag, default=False) else 0.0,
-        "drop_path_rate": args.take("interaction_drop_path_rate", check=rate, default=0.3),
-        "with_proj": args.take("interaction_proj", check=flag, default=True),
-        "with_norm": args.take("norm_layer", check=_norm_or_none, default="LayerNorm") != "none",
-    }
+    interaction = _interaction(args)
+    interaction["with_proj"] = args.take("interaction_proj", check=flag, default=True)
+    interaction["with_norm"] = args.take("norm_layer", check=_norm_or_none, default="LayerNorm") != "none"
     outputs = ("c3", "c4", "c5") if args.take("is_dino", check=flag, default=False) else ("c2", "c3", "c4", "c5")
     simple = args.take("with_simple_fpn", check=flag, default=True)
     out_steps = args.take("out_interaction_indexes", check=integers, default=[])
@@ -117,12 +125,53 @@ def _piip(args: Arguments, count: int) -> PIIP:
     if not simple and not out_steps:
         raise args.wrong("with_simple_fpn", simple, "give out_interaction_indexes too, or leave it out")
     args.finish(_WITHOUT_EFFECT, _FIXED)
-    branches = [_branch(s) for s in settings]
-    args.owner += f" (its {owners[0]} is branch 0 here)"
-    return args.build(
-        PIIP, branches=branches, resolutions=resolutions, interaction_indexes=groups, interaction=interaction,
-        out_interaction_indexes=None if simple else out_steps, out_features=outputs,
+    return _assembled(
+        PIIP, args, [_branch(s) for s in settings], resolutions=resolutions, interaction_indexes=groups,
+        interaction=interaction, out_interaction_indexes=None if simple else out_steps, out_features=outputs,
     )  # fmt: skip
+
+
+def _classifier(args: Arguments, settings: list[Arguments]) -> PIIPClassifier:
+    kind = args.take("model_type", check=one_of(_CLASSIFIER_KINDS), default="deit")
+    kinds = [s.take("model_type", check=one_of(_CLASSIFIER_KINDS), default=kind) for s in settings]
+    resolutions = _resolutions(settings, fixed_size=True)
+    groups = [s.take("interaction_indexes", check=ranges) for s in settings]
+    interaction = _interaction(args)
+    num_classes = args.take("num_classes", check=integer, default=1000)
+    separate = args.take("separate_head", check=flag, default=False)
+    args.finish(_WITHOUT_EFFECT, _FIXED)
+    branches = [_branch(s, _CLASSIFIER_KINDS[kind]) for s, kind in zip(settings, kinds, strict=True)]
+    return _assembled(
+        PIIPClassifier, args, branches, resolutions=resolutions, interaction_indexes=groups, interaction=interaction,
+        num_classes=num_classes, head="separate" if separate else "merged",
+    )  # fmt: skip
+
+
+def _resolutions(settings: list[Arguments], fixed_size: bool) -> list[int]:
+    """The branches' resolutions; classes for images of one size also make the position embeddings for them."""
+    resolutions = [s.take("real_size", "img_size", check=integer) for s in settings]
+    if fixed_size:
+        for s, resolution in zip(settings, resolutions, strict=True):
+            s.take("pretrain_img_size", check=integer, default=224)
+            s.put("pretrain_img_size", resolution)
+    return resolutions
+
+
+def _interaction(args: Arguments) -> dict[str, Any]:
+    ffn_ratio = args.take("cffn_ratio", check=positive, default=0.25)
+    return {
+        "attention": _ATTENTIONS[args.take("interact_attn_type", check=one_of(_ATTENTIONS), default="normal")],
+        "num_heads": args.take("deform_num_heads", check=integer, default=6),
+        "num_points": args.take("n_points", check=integer, default=4),
+        "value_ratio": args.take("deform_ratio", check=positive, default=1.0),
+        "ffn_ratio": ffn_ratio if args.take("with_cffn", check=flag, default=False) else 0.0,
+        "drop_path_rate": args.take("interaction_drop_path_rate", check=rate, default=0.3),
+    }
+
+
+def _assembled(make: Callable[..., Any], args: Arguments, branches: list[Branch], **options: Any) -> Any:
+    args.owner += f" (its branch{len(branches)} is branch 0 here)"
+    return args.build(make, branches=branches, **options)
 
 
 def _branch(args: Arguments, kind: Callable[[Arguments], Branch] | None = None) -> Branch:
@@ -133,15 +182,29 @@ def _branch(args: Arguments, kind: Callable[[Arguments], Branch] | None = None) 
     return kind(args)
 
 
-def _deit(args: Arguments) -> ViTBranch:
+def _deit(args: Arguments, class_token: bool = False) -> ViTBranch:
     options = {
         **_plain(args),
         **_vit(args),
         # Without flash attention the released class pads after the projection.
         "pad_after_qkv": not args.take("use_flash_attn", check=flag, default=False),
         "layer_scale_init": args.take("init_scale", check=positive, default=1e-4),
+        "class_token": class_token,
     }
     return _finished(ViTBranch, args, options)
+
+
+def _deit_with_token(args: Arguments) -> ViTBranch:
+    return _deit(args, class_token=args.take("use_cls_token", check=flag, default=False))
+
+
+def _augreg(args: Arguments) -> InternViTBranch:
+    """The class of the InternViT kind as the classifiers have it: no layer scale, constant stochastic depth."""
+    args.take("init_scale", "init_values", check=scale, default=None)
+    options = {**_plain(args), **_vit(args), "layer_scale_init": None}
+    options["drop_path_rate"] = [options["drop_path_rate"]] * options["depth"]
+    options["class_token"] = args.take("use_cls_token", check=flag, default=False)
+    return _finished(InternViTBranch, args, options, {"norm_layer_type": "LayerNorm", "qk_normalization": False})
 
 
 def _internvit(args: Arguments) -> InternViTBranch:
@@ -241,6 +304,7 @@ def _finished(
 
 
 _KINDS = {"deit": _deit, "beit": _beit, "perceiver": _uniperceiver, "convnext": _convnext}
+_CLASSIFIER_KINDS = {"deit": _deit_with_token, "augreg": _augreg}
 _SINGLE_CLASSES = {"vit_models": _deit, "InternViT6B": _internvit, "ConvNextHFWrapper": _convnext}
 
 

@@ -10,6 +10,7 @@ import re
 
 from torch import nn
 
+from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.branches import (
     BEiTBranch,
     Branch,
@@ -20,7 +21,7 @@ from ..modeling.branches import (
     ViTBranch,
 )
 from ..modeling.interaction import InteractionUnit
-from ..modeling.piip import PIIP
+from ..modeling.piip_classifier import PIIPClassifier
 from ..modeling.single_branch import SingleBranch
 
 __all__ = ["UNUSED", "official_names"]
@@ -123,8 +124,8 @@ def official_names(module: nn.Module) -> dict[str, str]:
     """The released name of every entry of a module's state dict.
 
     Args:
-        module: a PIIP or SingleBranch backbone, a branch, an interaction unit, or a Detectron2 R-CNN or
-            a DINO that contains one of the backbones.
+        module: a PIIP or SingleBranch backbone, a PIIPClassifier, a branch, an interaction unit, or a model that
+            contains one of the backbones or a PIIPClassifier.
 
     Returns:
         our name -> released name. Buffers that released models do not have (pixel statistics, anchors) are left out.
@@ -132,7 +133,7 @@ def official_names(module: nn.Module) -> dict[str, str]:
     Raises:
         TypeError: when no released model corresponds to the module.
     """
-    if isinstance(module, PIIP):
+    if isinstance(module, BranchPyramid):
         return {name: _piip_name(name, module) for name in module.state_dict()}
     if isinstance(module, SingleBranch):
         return {name: _single_branch_name(name, module) for name in module.state_dict()}
@@ -141,7 +142,9 @@ def official_names(module: nn.Module) -> dict[str, str]:
     if isinstance(module, Branch):
         return {name: _branch_name(name, module) for name in module.state_dict()}
     for prefix, child in module.named_modules():
-        if isinstance(child, PIIP | SingleBranch):
+        if isinstance(child, PIIPClassifier):
+            return {f"{prefix}.{ours}": theirs for ours, theirs in official_names(child).items()}
+        if isinstance(child, BranchPyramid | SingleBranch):
             names = {f"{prefix}.{ours}": f"backbone.{theirs}" for ours, theirs in official_names(child).items()}
             others = [name for name in module.state_dict() if not name.startswith(f"{prefix}.")]
             names.update({name: new for name in others if (new := _rename(name, _DETECTOR + _DINO)) != name})
@@ -165,7 +168,7 @@ def _branch_name(name: str, branch: Branch) -> str:
     return _rename(name, next((_BRANCHES[kind] for kind in type(branch).__mro__ if kind in _BRANCHES), []))
 
 
-def _piip_name(name: str, model: PIIP) -> str:
+def _piip_name(name: str, model: BranchPyramid) -> str:
     num_branches = len(model.branches)
     kind, _, rest = name.partition(".")
     if kind == "branches":
@@ -181,6 +184,11 @@ def _piip_name(name: str, model: PIIP) -> str:
         branch = num_branches - int(index)
         new = f"w{branch}" if part == "weights" else ".".join([f"merge_branch{branch}", *rest])
         return new if stage is None else f"intermediate_merging_{stage}_{new.removeprefix('merge_')}"
+    if kind == "heads":
+        index, part = rest.split(".", 1)
+        return f"branch{num_branches - int(index)}.{part.replace('fc.', 'head.')}"
+    if kind == "head":
+        return f"cls_{rest.replace('fc.', 'head.')}"
     return _rename(rest, [(pattern, new.format("fpn")) for pattern, new in _MULTI_SCALE])
 
 

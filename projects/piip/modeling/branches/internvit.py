@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .transformer import linear_rates
 from .vit import ViTBranch
 
@@ -18,7 +20,7 @@ class InternViTBranch(ViTBranch):
         embed_dim: width C.
         depth: number of blocks.
         num_heads: attention heads; must divide ``embed_dim``.
-        drop_path_rate: stochastic depth rate of the last block; it starts with 0 in the first.
+        drop_path_rate: stochastic depth rate of the last block; it starts with 0 in the first. Or one per block.
         vit: everything else that :class:`ViTBranch` takes.
 
     Raises:
@@ -28,6 +30,14 @@ class InternViTBranch(ViTBranch):
     leading_positions = 1
 
     def __init__(
-        self, embed_dim: int, depth: int, num_heads: int, *, drop_path_rate: float = 0.0, **vit: object
+        self,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        *,
+        drop_path_rate: float | Sequence[float] = 0.0,
+        **vit: object,
     ) -> None:
-        super().__init__(embed_dim, depth, num_heads, drop_path_rate=linear_rates(drop_path_rate, depth), **vit)
+        linear = isinstance(drop_path_rate, int | float)
+        rates = linear_rates(drop_path_rate, depth) if linear else drop_path_rate
+        super().__init__(embed_dim, depth, num_heads, drop_path_rate=rates, **vit)
