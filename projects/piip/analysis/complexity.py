@@ -26,7 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ConfigError, did_you_mean
 from ..layers import DeformAttn, MSDeformAttn
-from ..modeling import PIIP, Branch
+from ..modeling import Branch
+from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.meta_arch import DINO
 from .cost import Cost
 from .shapes import UncountedShapes
@@ -96,7 +97,7 @@ class Complexity:
 
 def natural_size(model: nn.Module) -> int:
     """Pixels per side at which a model's published cost is stated: the highest resolution of a PIIP, else 1024."""
-    return next((m.resolutions[0] for m in model.modules() if isinstance(m, PIIP)), 1024)
+    return next((m.resolutions[0] for m in model.modules() if isinstance(m, BranchPyramid)), 1024)
 
 
 def analyze(model: nn.Module, size: tuple[int, int] | None = None) -> Complexity:

@@ -31,7 +31,8 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..layers import DeformAttn
-from ..modeling import PIIP, SingleBranch
+from ..modeling import PIIP, PIIPClassifier, SingleBranch
+from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.branches import Branch, ConvNeXtBranch, InternViTBranch, ViTBranch
 from ..modeling.interaction import Injector, InteractionUnit
 from ..modeling.merging import StageMerge
@@ -57,10 +58,10 @@ def published_cost(model: nn.Module, resolution: int = 1024) -> dict[str, Cost]:
     Raises:
         ConfigError: for a model that has neither, or has a branch that the papers' method does not cover.
     """
-    backbone = next((m for m in model.modules() if isinstance(m, PIIP | SingleBranch)), None)
+    backbone = next((m for m in model.modules() if isinstance(m, BranchPyramid | SingleBranch)), None)
     if backbone is None:
         raise ConfigError(
-            f"the papers' counting covers PIIP and SingleBranch backbones, and {type(model).__name__} contains neither."
+            f"the papers' counting covers PIIPs and single branches, and {type(model).__name__} contains neither."
         )
     if isinstance(backbone, SingleBranch):
         branch = backbone.branch
@@ -70,7 +71,7 @@ def published_cost(model: nn.Module, resolution: int = 1024) -> dict[str, Cost]:
             norm = branch.blocks[-1].norm2  # the last norm is of the same kind
             parts["classifier"] = Cost(_params(norm), _hooked(norm, side**2)) + _head(branch.out_channels[-1])
         return parts
-    in_detector = isinstance(backbone.merge, StageMerge)
+    in_detector = isinstance(getattr(backbone, "merge", None), StageMerge)
     rule = _branch_in_detector if in_detector else branch_cost
     parts = {
         f"branches.{k}": rule(branch, resolution // branch.embed_stride)
@@ -81,9 +82,13 @@ def published_cost(model: nn.Module, resolution: int = 1024) -> dict[str, Cost]:
     return parts | (_detector_end(backbone) if in_detector else _classification_end(backbone))
 
 
-def _classification_end(piip: PIIP) -> dict[str, Cost]:
-    widths, sides = [b.out_channels[-1] for b in piip.branches], _sides(piip, -1)
-    return {"merge": _merge(widths, sides), "classifier": _classifier(widths[-1], sides[0])}
+def _classification_end(piip: BranchPyramid) -> dict[str, Cost]:
+    widths, sides = piip.widths(-1), _sides(piip, -1)
+    if isinstance(piip, PIIPClassifier) and hasattr(piip, "heads"):
+        heads = zip(widths, sides, strict=True)
+        return {"heads": Cost.total(_classifier(width, side, piip.num_classes) for width, side in heads)}
+    classes = getattr(piip, "num_classes", _CLASSES)
+    return {"merge": _merge(widths, sides), "classifier": _classifier(widths[-1], sides[0], classes)}
 
 
 def _detector_end(piip: PIIP) -> dict[str, Cost]:
@@ -94,7 +99,7 @@ def _detector_end(piip: PIIP) -> dict[str, Cost]:
     return parts
 
 
-def _sides(piip: PIIP, step: int) -> list[int]:
+def _sides(piip: BranchPyramid, step: int) -> list[int]:
     """Tokens per side of every branch after an interaction step."""
     return [
         resolution // branch.strides[groups[step][1]]
@@ -102,7 +107,7 @@ def _sides(piip: PIIP, step: int) -> list[int]:
     ]
 
 
-def _units(piip: PIIP, step: int) -> Cost:
+def _units(piip: BranchPyramid, step: int) -> Cost:
     """The interaction units of a step."""
     sides = _sides(piip, step)
     return Cost.total(
@@ -139,7 +144,8 @@ def _positions_for(branch: ViTBranch, rows: int) -> int:
 def _vit_macs(branch: ViTBranch, side: int, padded: bool) -> int:
     """``padded``: queries, keys and values are made of the padding of the windows, too."""
     tokens, width = side**2, branch.out_channels[-1]
-    macs = _hooked(branch.patch_embed, tokens) + _hooked(branch.blocks, tokens)
+    # A class token passes the layers, and is left out of the formulas for attention.
+    macs = _hooked(branch.patch_embed, tokens) + _hooked(branch.blocks, tokens + branch.num_prefix_tokens)
     for block, window in zip(branch.blocks, branch.window_sizes, strict=True):
         # Queries times keys and weights times values; a window never looks further than its own side, padded or not.
         macs += 2 * tokens * (window**2 if window else tokens) * width
@@ -211,13 +217,13 @@ def _stage_merge(merge: StageMerge, sides: Sequence[int]) -> Cost:
     return Cost(_params(merge), macs)
 
 
-def _classifier(width: int, side: int) -> Cost:
-    """LayerNorm over all tokens, then one linear layer for their mean."""
-    return Cost(2 * width, 2 * width * side**2) + _head(width)
+def _classifier(width: int, side: int, classes: int = _CLASSES) -> Cost:
+    """LayerNorm over all tokens, then one linear layer for their mean or one of them."""
+    return Cost(2 * width, 2 * width * side**2) + _head(width, classes)
 
 
-def _head(width: int) -> Cost:
-    return Cost((width + 1) * _CLASSES, width * _CLASSES)
+def _head(width: int, classes: int = _CLASSES) -> Cost:
+    return Cost((width + 1) * classes, width * classes)
 
 
 def _params(module: nn.Module) -> int:

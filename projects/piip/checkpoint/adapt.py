@@ -12,6 +12,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.branches import Branch, InternViTBranch, ViTBranch
 from ..modeling.piip import PIIP
 from ..modeling.single_branch import SingleBranch
@@ -31,7 +32,7 @@ _RELEASED_BRANCH = re.compile(r"(?:^|\.)branch\d+\.")
 def check_belongs(module: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Refuses a checkpoint with other branches or interactions than a model's.
 
-    What :func:`adapt_to_checkpoint` evens out is no difference. A model without a PIIP or SingleBranch takes any
+    What :func:`adapt_to_checkpoint` evens out is no difference. A model without branches takes any
     checkpoint.
 
     Args:
@@ -102,14 +103,14 @@ def adapt_to_checkpoint(module: nn.Module, tensors: Mapping[str, Tensor]) -> Non
     model.replace_branch(0, branch)
 
 
-def _backbone(module: nn.Module) -> PIIP | SingleBranch | None:
-    return next((m for m in module.modules() if isinstance(m, PIIP | SingleBranch)), None)
+def _backbone(module: nn.Module) -> BranchPyramid | SingleBranch | None:
+    return next((m for m in module.modules() if isinstance(m, BranchPyramid | SingleBranch)), None)
 
 
-def _replacement(model: PIIP | SingleBranch, tensors: Mapping[str, Tensor]) -> Branch | None:
+def _replacement(model: BranchPyramid | SingleBranch, tensors: Mapping[str, Tensor]) -> Branch | None:
     """The finest branch that a checkpoint has instead of the model's; None where there is no reason to exchange it."""
     held = branches_of(tensors)
-    if isinstance(model, SingleBranch) or len(model.branches) != len(held) or len(held) < 2:
+    if not isinstance(model, PIIP) or len(model.branches) != len(held) or len(held) < 2:
         return None
     own = model.state_dict()
     if any(_RELEASED_BRANCH.search(name) for name in tensors):

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
+from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.branches import BEiTBranch, Branch, ConvNeXtBranch
 from ..modeling.branches.beit import relative_position_index
 from ..modeling.piip import PIIP
+from ..modeling.piip_classifier import PIIPClassifier
 from ..modeling.single_branch import SingleBranch
 from .files import atomic_path
 from .official import official_names
@@ -28,8 +30,8 @@ def to_official(module: nn.Module, state_dict: Mapping[str, Tensor] | None = Non
     (:func:`released_extras`), so that the released code can load the result strictly.
 
     Args:
-        module: a PIIP or SingleBranch backbone, or a detector around one; also on the meta device, if ``state_dict``
-            is given.
+        module: a PIIP or SingleBranch backbone, a PIIPClassifier, or a model around one; also on the meta device, if
+            ``state_dict`` is given.
         state_dict: weights by the names of the module; by default its own.
 
     Returns:
@@ -67,18 +69,19 @@ def released_extras(module: nn.Module) -> dict[str, Tensor]:
         return next((_EXTRAS[kind](module) for kind in type(module).__mro__ if kind in _EXTRAS), {})
     if isinstance(module, SingleBranch):
         return released_extras(module.branch)
-    if isinstance(module, PIIP):
+    if isinstance(module, BranchPyramid):
         count = len(module.branches)
         extras = {
             f"branch{count - k}.{name}": tensor
             for k, branch in enumerate(module.branches)
             for name, tensor in released_extras(branch).items()
         }
-        simple_pyramid = not module.out_steps
-        if count == 3 and simple_pyramid and "c2" not in module.output_shape():
+        if count == 3 and isinstance(module, PIIP) and not module.out_steps and "c2" not in module.output_shape():
             extras |= _unused_finest_level(module.merge.out_channels)
         return extras
     for child in module.modules():
+        if isinstance(child, PIIPClassifier):
+            return released_extras(child)
         if isinstance(child, PIIP | SingleBranch):
             return {f"backbone.{name}": tensor for name, tensor in released_extras(child).items()}
     raise TypeError(f"{type(module).__name__} contains no backbone that has released checkpoints")

@@ -31,6 +31,7 @@ _DETECTORS = {
     "Mask R-CNN": r"^roi_heads?\.mask_head\.",
     "Faster R-CNN": r"^roi_heads?\.(bbox_head|box_head)\.",
     "UperNet": r"^decode_head\.",
+    "classifier": r"^(?:branch\d+\.head|cls_head|(?:model\.)?heads\.\d+\.fc|(?:model\.)?head\.fc)\.",
 }
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.branches import Branch
-from ..modeling.piip import PIIP
+from ..modeling.piip_classifier import PIIPClassifier
 from ..modeling.single_branch import SingleBranch
 from .adapt import PLAIN, adapt_to_checkpoint, check_belongs
 from .describe import BranchLook, branches_of, describe, look_at
@@ -78,7 +79,7 @@ def load_official(module: nn.Module, state_dict: Mapping, strict: bool = True) -
     wide as the third (the released code builds it from the third one's settings); the model then gets such a branch.
 
     Args:
-        module: a PIIP or SingleBranch backbone, or a Detectron2 R-CNN around one.
+        module: a PIIP or SingleBranch backbone, a PIIPClassifier, or a model around one.
         state_dict: released names to tensors, or a container of it (``state_dict``, ``module``, ``model``).
         strict: whether anything missing, unexpected or of another shape is an error.
 
@@ -192,6 +193,8 @@ def match_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict
 def load_pretrained(model: nn.Module) -> LoadReport:
     """Loads the pretrained weights that the branches of a model name in their ``weights`` argument.
 
+    The heads of a classifier are loaded with their branches, as far as their classes are the pretrained ones.
+
     Returns:
         one report for all branches; an empty one where no branch names any.
 
@@ -200,9 +203,18 @@ def load_pretrained(model: nn.Module) -> LoadReport:
         DownloadError: when a file cannot be fetched.
     """
     total = LoadReport()
+    heads = {
+        branch: head
+        for classifier in model.modules()
+        if isinstance(classifier, PIIPClassifier) and hasattr(classifier, "heads")
+        for branch, head in zip(classifier.branches, classifier.heads, strict=True)
+    }
     for name, module in model.named_modules():
         if isinstance(module, Branch) and module.weights:
-            report = load_branch(module, read_weights(module.weights), module.weights)
+            tensors = read_weights(module.weights)
+            report = load_branch(module, tensors, module.weights)
+            if module in heads:
+                _load_head(heads[module], tensors, report)
             logger.info("branch %s from %s: %s", name, module.weights, report)
             total += report.prefixed(f"{name}.")
     return total
@@ -220,6 +232,15 @@ def load_branch(branch: Branch, tensors: Mapping[str, Tensor], source: str = "ch
     fitted, report = _match_branch(branch, tensors, source)
     fill(branch, fitted)
     return report
+
+
+def _load_head(head: nn.Module, tensors: Mapping[str, Tensor], report: LoadReport) -> None:
+    """Final norm and linear layer of the network that a branch was loaded from; others leave the head as it is."""
+    own = head.state_dict()
+    found = {name: tensors.get(name.replace("fc.", "head.")) for name in own}
+    if all(tensor is not None and tensor.shape == own[name].shape for name, tensor in found.items()):
+        fill(head, found)
+        report.ignored = [name for name in report.ignored if not name.startswith(("norm.", "head."))]
 
 
 def _match_branch(
@@ -323,7 +344,7 @@ def _fit_all(
 
 
 def _check_parts(module: nn.Module, report: LoadReport) -> None:
-    """Refuses what leaves the interactions of a PIIP, or a branch, without weights that belong to it.
+    """Refuses what leaves the interactions of a pyramid, or a branch, without weights that belong to it.
 
     Branches with other MLPs, and those of unknown families, may look the same from outside.
 
@@ -332,7 +353,8 @@ def _check_parts(module: nn.Module, report: LoadReport) -> None:
             quarter of a branch's.
     """
     parts = {name: 0.25 * len(branch.state_dict()) for name, branch in _branches(module).items()}
-    parts |= {f"{name}.interactions.".lstrip("."): 0 for name, m in module.named_modules() if isinstance(m, PIIP)}
+    pyramids = [name for name, m in module.named_modules() if isinstance(m, BranchPyramid)]
+    parts |= {f"{name}.interactions.".lstrip("."): 0 for name in pyramids}
     for part, allowed in parts.items():
         missing, mismatched = (
             [n for n in found if n.startswith(part)] for found in (report.missing, report.mismatched)
@@ -350,7 +372,8 @@ def _warn_of_gaps(module: nn.Module, report: LoadReport) -> None:
     found = [*report.loaded, *report.resized]
     if any(all(name.startswith(branch) for name in found) for branch in _branches(module)):
         return
-    prefixes = [f"{name}.".lstrip(".") for name, m in module.named_modules() if isinstance(m, PIIP | SingleBranch)]
+    backbones = [name for name, m in module.named_modules() if isinstance(m, BranchPyramid | SingleBranch)]
+    prefixes = [f"{name}.".lstrip(".") for name in backbones]
     lacking = [name for name in (*report.missing, *report.mismatched) if any(map(name.startswith, prefixes))]
     if lacking:
         logger.warning(

@@ -14,7 +14,8 @@ from ..checkpoint import load_weights
 from ..engine.build import build_model
 from ..engine.config import config_root, find_config, load_config
 from ..errors import ConfigError
-from ..modeling import PIIP, SingleBranch
+from ..modeling import SingleBranch
+from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.without_weights import build_without_weights
 
 __all__ = ["get", "get_config", "list_configs", "published", "published_row"]
@@ -93,7 +94,7 @@ def get(
     node = get_config(name).model
     model = build_without_weights(node) if checkpoint else build_model(node, torch.device(device))
     for module in model.modules():
-        if dtype is not None and isinstance(module, PIIP | SingleBranch):
+        if dtype is not None and isinstance(module, BranchPyramid | SingleBranch):
             module.to(dtype)
     if checkpoint:
         load_weights(model, checkpoint, device)
