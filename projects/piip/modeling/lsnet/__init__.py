@@ -1,0 +1,7 @@
+"""LSNet: one body, and its faces as Detectron2 backbone and as classifier with timm's interface."""
+
+from .backbone import LSNet
+from .body import STRIDES, VARIANTS, LSNetBody
+from .classifier import LSNetClassifier, filter_weights
+
+__all__ = ["STRIDES", "VARIANTS", "LSNet", "LSNetBody", "LSNetClassifier", "filter_weights"]

@@ -1,0 +1,168 @@
+"""What LSNet consists of: units of convolution and norm, the two token mixers, attention.
+
+Parameters have the names of the released weights. Source: LSNet (arXiv:2503.23135), Sec. 3; released models.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, SqueezeExcite
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ...layers import ska
+from .position_bias import RESIZES, position_bias
+
+__all__ = ["Attention", "Block", "ConvNorm", "LSConv", "RepDW", "Residual"]
+
+_KEY_DIM = 16
+_SMALL_KERNEL, _LARGE_KERNEL = 3, 7
+_SHARING = 8  # channels with the same weights in LS convolution
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution without bias, then BatchNorm; the kernel is odd and the map padded to keep its size.
+
+    Args:
+        zero_init: whether the norm's weight starts at zero, which makes a residual branch start as nothing.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        zero_init: bool = False,
+    ) -> None:
+        conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
+        )
+        norm = nn.BatchNorm2d(out_channels)
+        if zero_init:
+            nn.init.zeros_(norm.weight)
+        super().__init__(OrderedDict(c=conv, bn=norm))
+
+
+class RepDW(nn.Module):
+    """Depthwise 3x3 and 1x1 convolutions and the input itself, added: one depthwise convolution in inference."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = ConvNorm(channels, channels, 3, groups=channels)
+        self.conv1 = ConvNorm(channels, channels, 1, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.conv1(x) + x
+
+
+class LargeKernelPerception(nn.Module):
+    """The weights of LS convolution, from a large neighbourhood: (B, C, H, W) -> (B, C / 8, 9, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden, taps = channels // 2, _SMALL_KERNEL**2
+        self.groups = channels // _SHARING
+        self.cv1 = ConvNorm(channels, hidden)
+        self.cv2 = ConvNorm(hidden, hidden, _LARGE_KERNEL, groups=hidden)
+        self.cv3 = ConvNorm(hidden, hidden)
+        self.cv4 = nn.Conv2d(hidden, taps * self.groups, 1)
+        self.norm = nn.GroupNorm(self.groups, taps * self.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cv2(F.relu(self.cv1(x)))
+        x = self.norm(self.cv4(F.relu(self.cv3(x))))
+        return x.unflatten(1, (self.groups, -1))
+
+
+class LSConv(nn.Module):
+    """LS convolution: a large neighbourhood decides with which weights a small one is aggregated."""
+
+    def __init__(self, channels: int, drop_path: float = 0.0) -> None:
+        super().__init__()
+        if channels % _SHARING:
+            raise ConfigError(f"the width {channels} must be a multiple of {_SHARING} for LS convolution.")
+        self.lkp = LargeKernelPerception(channels)
+        self.bn = nn.BatchNorm2d(channels)
+        self.drop_path = _drop_path(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.bn(ska(x, self.lkp(x))))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the positions of a map, with a learned bias per offset between two of them.
+
+    Args:
+        channels: width; a multiple of the number of heads.
+        num_heads: heads, with keys of 16 numbers each.
+        resolution: side of the square grid that the table of biases is for.
+        bias_resize: how the biases are fitted to another grid, see :func:`position_bias`.
+
+    Shape:
+        (B, C, H, W) -> (B, C, H, W)
+    """
+
+    def __init__(self, channels: int, num_heads: int, resolution: int, bias_resize: str) -> None:
+        super().__init__()
+        if channels % num_heads:
+            raise ConfigError(f"the width {channels} of the last stage is not a multiple of num_heads={num_heads}.")
+        if bias_resize not in RESIZES:
+            raise ConfigError(f"bias_resize={bias_resize!r} is unknown; use one of {', '.join(RESIZES)}.")
+        self.num_heads, self.resolution, self.bias_resize = num_heads, resolution, bias_resize
+        self.widths = (num_heads * _KEY_DIM, num_heads * _KEY_DIM, channels)
+        self.qkv = ConvNorm(channels, sum(self.widths))
+        self.dw = ConvNorm(self.widths[0], self.widths[0], 3, groups=self.widths[0])
+        self.proj = nn.Sequential(nn.ReLU(), ConvNorm(channels, channels, zero_init=True))
+        self.attention_biases = nn.Parameter(torch.zeros(num_heads, resolution**2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = (x.shape[2], x.shape[3])
+        q, k, v = self.qkv(x).split(self.widths, dim=1)
+        q, k, v = (t.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3) for t in (self.dw(q), k, v))
+        bias = position_bias(self.attention_biases.unflatten(1, (self.resolution, -1)), grid, self.bias_resize)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        return self.proj(out.transpose(2, 3).flatten(1, 2).unflatten(2, grid))
+
+
+class Residual(nn.Module):
+    """``x + m(x)``, with stochastic depth."""
+
+    def __init__(self, module: nn.Module, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.m = module
+        self.drop_path = _drop_path(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.m(x))
+
+
+class Block(nn.Module):
+    """A token mixer and a feed-forward network of two layers, twice as wide inside.
+
+    Args:
+        mixer: mixes positions; the residual connection is its own.
+        channels: width.
+        squeeze: whether the channels are gated by squeeze-and-excitation after the mixer.
+        drop_path: rate of stochastic depth of the feed-forward network.
+    """
+
+    def __init__(self, mixer: nn.Module, channels: int, squeeze: bool, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.se = SqueezeExcite(channels, rd_ratio=0.25) if squeeze else nn.Identity()
+        layers = OrderedDict(
+            pw1=ConvNorm(channels, 2 * channels), act=nn.ReLU(), pw2=ConvNorm(2 * channels, channels, zero_init=True)
+        )
+        self.ffn = Residual(nn.Sequential(layers), drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ffn(self.se(self.mixer(x)))
+
+
+def _drop_path(rate: float) -> nn.Module:
+    return DropPath(rate) if rate else nn.Identity()
