@@ -11,6 +11,7 @@ from .branches import (
     ViTBranch,
 )
 from .interaction import InteractionUnit
+from .lsnet import LSNet, LSNetClassifier
 from .merging import BranchMerge
 from .necks import FPN, ChannelMapper, SimplePyramidNeck
 from .piip import PIIP
@@ -28,6 +29,8 @@ __all__ = [
     "ConvNeXtBranch",
     "InteractionUnit",
     "InternViTBranch",
+    "LSNet",
+    "LSNetClassifier",
     "PIIPClassifier",
     "SimplePyramidNeck",
     "SingleBranch",
