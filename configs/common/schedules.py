@@ -9,6 +9,7 @@ from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 
 from piip.engine.config import warmup_fraction
+from piip.optim import PolynomialDecay
 
 # Published PIIP detectors at batch 16: 87 960 iterations with steps at 58 640 and 80 630, linear warm-up over 500 from
 # 0.001. The 2x one takes train.epochs=24, the 3x one 36.
@@ -40,4 +41,13 @@ lr_multiplier_cosine = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
     warmup_length=warmup_fraction(50),
     warmup_factor=0.01,
+)
+
+# Published segmentors, of 40k, 80k or 160k iterations. LSNet: down to 1e-6, without warm-up. PIIP: a straight line
+# after 1500 iterations from 1e-6 of the rate.
+lr_multiplier_poly = L(PolynomialDecay)(power=0.9, end_value=0.005)
+lr_multiplier_linear = L(WarmupParamScheduler)(
+    scheduler=L(PolynomialDecay)(power=1.0, end_value=0.0),
+    warmup_length=warmup_fraction(1500),
+    warmup_factor=1e-6,
 )

@@ -6,17 +6,22 @@ from .datasets import (
     check_masks,
     coco_dataset,
     get_dataset_dicts,
+    get_sem_seg_dicts,
     num_classes,
     register_coco,
     register_digits_scenes,
+    register_sem_seg,
+    sem_seg_dataset,
 )
 from .loader import Loader, build_test_loader, build_train_loader
 from .mapper import DetectionMapper
 from .sampler import TrainBatchSampler
+from .sem_seg_mapper import SemanticMapper
 
 __all__ = [
     "DetectionMapper",
     "Loader",
+    "SemanticMapper",
     "TrainBatchSampler",
     "build_test_loader",
     "build_train_loader",
@@ -24,7 +29,10 @@ __all__ = [
     "check_masks",
     "coco_dataset",
     "get_dataset_dicts",
+    "get_sem_seg_dicts",
     "num_classes",
     "register_coco",
     "register_digits_scenes",
+    "register_sem_seg",
+    "sem_seg_dataset",
 ]

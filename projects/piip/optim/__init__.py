@@ -1,5 +1,6 @@
-"""Parameter groups for optimizers."""
+"""Parameter groups and schedules for optimizers."""
 
 from .layer_decay import layer_decay_groups
+from .schedule import PolynomialDecay
 
-__all__ = ["layer_decay_groups"]
+__all__ = ["PolynomialDecay", "layer_decay_groups"]

@@ -4,5 +4,6 @@ from .dino import DINO
 from .dino_denoising import ContrastiveDenoising
 from .dino_losses import DINOCriterion
 from .dino_transformer import DINOTransformer
+from .semantic_segmentor import SemanticSegmentor
 
-__all__ = ["DINO", "ContrastiveDenoising", "DINOCriterion", "DINOTransformer"]
+__all__ = ["DINO", "ContrastiveDenoising", "DINOCriterion", "DINOTransformer", "SemanticSegmentor"]
