@@ -20,7 +20,8 @@ train = dict(
     cudnn_benchmark=False,
     # float16 scales the loss and needs a GPU; bfloat16 does neither.
     amp=dict(enabled=False, dtype="bfloat16"),
-    clip_grad=dict(enabled=False, max_norm=1.0, norm_type=2.0),
+    # adaptive: max_norm is a share of the norm of each unit's weights.
+    clip_grad=dict(enabled=False, max_norm=1.0, norm_type=2.0, adaptive=False),
     # Moving average of the weights: it is what gets evaluated, and the `model` of every checkpoint.
     ema=dict(enabled=False, decay=0.9999),
     # Arguments of DistributedDataParallel.

@@ -68,6 +68,7 @@ def build_train_loader(
     num_workers: int = 0,
     seed: int | None = None,
     aspect_ratio_grouping: bool = True,
+    repeats: int = 1,
 ) -> Loader:
     """Makes the loader of a training.
 
@@ -79,6 +80,7 @@ def build_train_loader(
         num_workers: processes that load data beside each training process; with 0 the training process does it.
         seed: of the order of images and of the augmentations; ``None`` takes a random one.
         aspect_ratio_grouping: put wide and high images into separate batches, which need less padding.
+        repeats: how often an image is drawn at a time, each with its own augmentation; fewer images make an epoch then.
 
     Returns:
         Yields, for ever, the list of samples of this process. Same seed, data and batch size: same batches. To
@@ -93,7 +95,7 @@ def build_train_loader(
     if seed is None:
         seed = comm.shared_random_seed()
     groups = [int(aspect_ratio_grouping and image.get("width", 0) > image.get("height", 0)) for image in dataset]
-    sampler = TrainBatchSampler(groups, total_batch_size, seed, comm.get_rank(), comm.get_world_size())
+    sampler = TrainBatchSampler(groups, total_batch_size, seed, comm.get_rank(), comm.get_world_size(), repeats)
     return Loader(_Samples(dataset, mapper, seed), num_workers, batch_sampler=sampler)
 
 

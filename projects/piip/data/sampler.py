@@ -21,12 +21,17 @@ class TrainBatchSampler(Sampler):
     batches that one process would see. (Detectron2 groups within the batch of each process, so its batches depend on
     how many there are.)
 
+    With ``repeats`` above 1, for repeated augmentation (Hoffer et al., arXiv:1901.09335), an epoch has as many samples
+    as before, but draws only a part of the images, each so often. The copies of an image come in one batch, as far
+    apart as possible, so that different processes get them. (timm's ``RepeatAugSampler`` does the same.)
+
     Args:
         groups: ``(M,)``, for each image the group that it may share a batch with.
         total_batch_size: images per iteration over all processes.
         seed: of the shuffling.
         rank: of this process.
         world_size: number of processes.
+        repeats: how often an image is drawn at a time.
 
     Attributes:
         start_iter: iteration at which the next ``iter()`` begins; set it before iterating.
@@ -36,12 +41,18 @@ class TrainBatchSampler(Sampler):
         samples. The position is different for every sample of a training.
 
     Raises:
-        ConfigError: if the batch size is not positive or cannot be shared equally.
+        ConfigError: if the batch size or the repeats are not positive, or the batch cannot be shared equally.
         DataError: if there are fewer images than a batch holds.
     """
 
     def __init__(
-        self, groups: Sequence[int], total_batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        groups: Sequence[int],
+        total_batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        repeats: int = 1,
     ) -> None:
         if total_batch_size < 1 or total_batch_size % world_size:
             raise ConfigError(
@@ -53,7 +64,12 @@ class TrainBatchSampler(Sampler):
                 f"The training set has {len(groups)} image(s), fewer than one batch of {total_batch_size}; set "
                 "dataloader.train.total_batch_size lower or add images."
             )
+        if repeats < 1:
+            raise ConfigError(f"repeats={repeats} of the training images must be at least 1.")
         self.start_iter = 0
+        self._repeats = repeats
+        # Within a batch, first one copy of every image, then the second ones, ...
+        self._spread = np.argsort(np.arange(total_batch_size) % repeats, kind="stable")
         self._groups = np.asarray(groups)
         self._total = total_batch_size
         self._seed = seed
@@ -74,7 +90,8 @@ class TrainBatchSampler(Sampler):
     def _epoch(self, epoch: int, carried: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The batches ``(K, total_batch_size)`` that an epoch completes, and the images that wait for the next one."""
         rng = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-        order = np.concatenate([carried, rng.permutation(len(self._groups))])
+        drawn = rng.permutation(len(self._groups)).repeat(self._repeats)[: len(self._groups)]
+        order = np.concatenate([carried, drawn])
         batches, ends, left = [], [], []
         for group in np.unique(self._groups):
             places = np.flatnonzero(self._groups[order] == group)
@@ -83,4 +100,4 @@ class TrainBatchSampler(Sampler):
             ends.append(places[:full].reshape(-1, self._total)[:, -1])
             left.append(places[full:])
         by_end = np.argsort(np.concatenate(ends))  # a batch comes when its last image does
-        return np.concatenate(batches)[by_end], order[np.sort(np.concatenate(left))]
+        return np.concatenate(batches)[by_end][:, self._spread], order[np.sort(np.concatenate(left))]

@@ -135,6 +135,7 @@ def do_train(cfg: DictConfig, device: torch.device, source: str, resume: bool = 
         amp_dtype=amp_dtype(cfg, device),
         max_norm=clip.max_norm if clip.enabled else None,
         norm_type=clip.norm_type,
+        adaptive=clip.adaptive,
     )
     evaluated = ema.module if ema else model
     checkpointer = Checkpointer(model, output_dir, averaged=ema and ema.module, trainer=trainer)

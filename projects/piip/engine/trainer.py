@@ -13,6 +13,7 @@ import torch.distributed as dist
 from detectron2.engine import TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from timm.utils import adaptive_clip_grad
 from torch import Tensor, nn
 
 from ..compat import after_backward
@@ -43,6 +44,8 @@ class Trainer(TrainerBase):
         amp_dtype: of autocast; None for none. float16 needs a GPU and scales the loss.
         max_norm: the gradient is clipped to this norm; None for no clipping.
         norm_type: which norm that is.
+        adaptive: clip the gradient of every unit (row of a weight, or vector) to ``max_norm`` times the norm of that
+            unit's weights instead (Brock et al., arXiv:2102.06171).
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Trainer(TrainerBase):
         amp_dtype: torch.dtype | None = None,
         max_norm: float | None = None,
         norm_type: float = 2.0,
+        adaptive: bool = False,
     ):
         super().__init__()
         model.train()
@@ -65,6 +69,7 @@ class Trainer(TrainerBase):
         self.amp_dtype = amp_dtype
         self.max_norm = max_norm
         self.norm_type = norm_type
+        self.adaptive = adaptive
         self.device = next(model.parameters()).device
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype == torch.float16)
         self.seconds = 0.0  # of training, over all its sessions
@@ -149,7 +154,10 @@ class Trainer(TrainerBase):
         if self.max_norm is not None:
             self.grad_scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            norm = nn.utils.clip_grad_norm_(parameters, self.max_norm, self.norm_type).item()
+            if self.adaptive:
+                adaptive_clip_grad(parameters, self.max_norm, norm_type=self.norm_type)
+            max_norm = math.inf if self.adaptive else self.max_norm
+            norm = nn.utils.clip_grad_norm_(parameters, max_norm, self.norm_type).item()
             # The scaler skips such a step and lowers its scale; without one it would end all weights.
             if not math.isfinite(norm) and not self.grad_scaler.is_enabled():
                 raise DivergenceError(f"The gradient's norm became {norm} at iteration {self.iter}. {self._remedy()}")

@@ -114,7 +114,7 @@ def _remove_leftovers(folder: str) -> None:
 
 
 def _generate(folder: str, scenes: dict[str, int], image_size: int, seed: int) -> None:
-    digits, targets = _source_digits()
+    digits, targets = source_digits()
     logger.info("Drawing digits_scenes into %s (%s), once.", folder, ", ".join(f"{n} {k}" for k, n in scenes.items()))
     start = time.perf_counter()
     parent, name = os.path.split(folder)
@@ -131,7 +131,7 @@ def _generate(folder: str, scenes: dict[str, int], image_size: int, seed: int) -
     logger.info("Drew digits_scenes in %.1f s.", time.perf_counter() - start)
 
 
-def _source_digits() -> tuple[np.ndarray, np.ndarray]:
+def source_digits() -> tuple[np.ndarray, np.ndarray]:
     """``(1797, 8, 8)`` ink 0-16 and ``(1797,)`` the digit that each shows."""
     try:
         from sklearn.datasets import load_digits
