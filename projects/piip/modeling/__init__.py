@@ -10,8 +10,10 @@ from .branches import (
     UniPerceiverBranch,
     ViTBranch,
 )
+from .fuse import fuse
 from .interaction import InteractionUnit
 from .lsnet import LSNet, LSNetClassifier
+from .lsnet_fpn import LSNetFPN
 from .merging import BranchMerge
 from .necks import FPN, ChannelMapper, SimplePyramidNeck
 from .piip import PIIP
@@ -31,11 +33,13 @@ __all__ = [
     "InternViTBranch",
     "LSNet",
     "LSNetClassifier",
+    "LSNetFPN",
     "PIIPClassifier",
     "SimplePyramidNeck",
     "SingleBranch",
     "TimmBranch",
     "UniPerceiverBranch",
     "ViTBranch",
+    "fuse",
     "image_pyramid",
 ]

@@ -88,7 +88,7 @@ class LSNetClassifier(LSNetBody):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Gives the model fresh heads for another number of classes (0: none), and another pooling."""
         if global_pool is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         if num_classes and self.global_pool.is_identity():
             raise ConfigError(f"num_classes={num_classes} needs a global_pool, such as 'avg'; there is none.")
         self.num_classes = num_classes
