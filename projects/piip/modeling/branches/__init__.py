@@ -4,6 +4,7 @@ from .base import Branch, BranchState
 from .beit import BEiTBranch
 from .convnext import ConvNeXtBranch
 from .internvit import InternViTBranch
+from .lsnet import LSNetBranch
 from .timm import TimmBranch
 from .uniperceiver import UniPerceiverBranch
 from .vit import ViTBranch
@@ -14,6 +15,7 @@ __all__ = [
     "BranchState",
     "ConvNeXtBranch",
     "InternViTBranch",
+    "LSNetBranch",
     "TimmBranch",
     "UniPerceiverBranch",
     "ViTBranch",

@@ -10,7 +10,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import Backbone
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import ConfigError, did_you_mean
 from .body import STRIDES, LSNetBody
@@ -18,7 +17,6 @@ from .body import STRIDES, LSNetBody
 __all__ = ["LSNet"]
 
 _NAMES = tuple(f"c{stride.bit_length() - 1}" for stride in STRIDES)
-_BATCH_NORM = ("affine", "all", "none")
 
 
 class LSNet(LSNetBody, Backbone):
@@ -53,6 +51,8 @@ class LSNet(LSNetBody, Backbone):
         ConfigError: for sizes that do not fit together or an unknown map; in the forward pass for a small image.
     """
 
+    freeze_at = 0
+
     def __init__(
         self,
         dims: Sequence[int],
@@ -73,8 +73,6 @@ class LSNet(LSNetBody, Backbone):
         if unknown or not out_features:
             hint = did_you_mean(unknown[0], _NAMES) if unknown else ""
             raise ConfigError(f"out_features={list(out_features)} must be some of {list(_NAMES)}.{hint}")
-        if batch_norm not in _BATCH_NORM:
-            raise ConfigError(f"batch_norm={batch_norm!r} is unknown; use one of {', '.join(_BATCH_NORM)}.")
         num_stages = max(_NAMES.index(name) for name in out_features) + 1
         if not 0 <= freeze_at <= num_stages + 1:
             raise ConfigError(f"freeze_at={freeze_at} must be from 0 to {num_stages + 1}, the stem and all stages.")
@@ -85,9 +83,10 @@ class LSNet(LSNetBody, Backbone):
             resolution=resolution,
             bias_resize=bias_resize,
             drop_path_rate=drop_path_rate,
+            batch_norm=batch_norm,
             num_stages=num_stages,
         )
-        self.batch_norm, self.freeze_at, self.full_precision = batch_norm, freeze_at, full_precision
+        self.freeze_at, self.full_precision = freeze_at, full_precision
         self._output_shape = {
             name: ShapeSpec(channels=dim, stride=stride)
             for name, dim, stride in zip(_NAMES, self.dims, STRIDES, strict=False)
@@ -96,11 +95,9 @@ class LSNet(LSNetBody, Backbone):
         norms = {name: LayerNorm2d(shape.channels) for name, shape in self._output_shape.items()}
         self.out_norms = nn.ModuleDict(norms if out_norm else {})
         self.set_grad_checkpointing(use_act_checkpoint)
-        for part in [self.patch_embed, *self.stages][:freeze_at]:
+        for part in self._frozen_parts():
             part.requires_grad_(False)
-        if batch_norm == "none":
-            for norm in self._batch_norms():
-                norm.requires_grad_(False)
+        self.train()
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         smallest = STRIDES[len(self.dims) - 1]
@@ -119,15 +116,12 @@ class LSNet(LSNetBody, Backbone):
     def train(self, mode: bool = True) -> LSNet:
         """Sets the mode of everything that is not frozen."""
         super().train(mode)
-        for part in [self.patch_embed, *self.stages][: self.freeze_at]:
+        for part in self._frozen_parts():
             part.eval()
-        if self.batch_norm != "all":
-            for norm in self._batch_norms():
-                norm.eval()
         return self
 
-    def _batch_norms(self) -> list[nn.Module]:
-        return [module for module in self.modules() if isinstance(module, _BatchNorm)]
+    def _frozen_parts(self) -> list[nn.Module]:
+        return [self.patch_embed, *self.stages][: self.freeze_at]
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of every output map."""

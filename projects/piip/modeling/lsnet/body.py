@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import ConfigError
@@ -20,6 +21,8 @@ VARIANTS = {
 }
 
 STRIDES = (8, 16, 32, 64)
+
+_BATCH_NORM = ("affine", "all", "none")
 
 
 class LSNetBody(nn.Module):
@@ -39,6 +42,8 @@ class LSNetBody(nn.Module):
         bias_resize: how they are fitted to other grids, ``"matrix"`` or ``"offsets"``; see
             :func:`~.position_bias.position_bias`.
         drop_path_rate: stochastic depth rate of the last block; it grows linearly from 0 in the first.
+        batch_norm: what of BatchNorm is trained. ``"affine"``: its weights and biases, with the statistics of the
+            pretraining; ``"all"``: the statistics, too; ``"none"``: nothing.
         num_stages: how many stages to build.
         in_channels: channels of the image.
 
@@ -55,6 +60,7 @@ class LSNetBody(nn.Module):
         resolution: int = 14,
         bias_resize: str = "matrix",
         drop_path_rate: float = 0.0,
+        batch_norm: str = "all",
         num_stages: int = 4,
         in_channels: int = 3,
     ) -> None:
@@ -68,8 +74,11 @@ class LSNetBody(nn.Module):
             raise ConfigError(f"resolution={resolution} must be a grid side of at least 1.")
         if not 0 <= drop_path_rate < 1:
             raise ConfigError(f"drop_path_rate={drop_path_rate} must be at least 0 and below 1.")
+        if batch_norm not in _BATCH_NORM:
+            raise ConfigError(f"batch_norm={batch_norm!r} is unknown; use one of {', '.join(_BATCH_NORM)}.")
         self.dims, self.depths = dims[:num_stages], depths[:num_stages]
-        self.grad_checkpointing = False
+        self.batch_norm = batch_norm
+        self.use_act_checkpoint = False
         self.patch_embed = nn.Sequential(
             ConvNorm(in_channels, dims[0] // 4, 3, stride=2),
             nn.ReLU(),
@@ -93,6 +102,10 @@ class LSNetBody(nn.Module):
                     mixer = Residual(Attention(dim, num_heads, resolution, bias_resize), rate)
                 layers.append(Block(mixer, dim, squeeze=index % 2 == 0, drop_path=rate))
             setattr(self, f"blocks{stage + 1}", nn.Sequential(*layers))
+        if batch_norm == "none":
+            for norm in self._batch_norms():
+                norm.requires_grad_(False)
+        self.train()
 
     @property
     def stages(self) -> list[nn.Sequential]:
@@ -113,13 +126,24 @@ class LSNetBody(nn.Module):
 
     def run_layer(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Runs a part of the network, whose activations are recomputed in the backward pass if that was asked for."""
-        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+        if self.use_act_checkpoint and self.training and torch.is_grad_enabled():
             return checkpoint(layer, x, use_reentrant=False)
         return layer(x)
 
+    def train(self, mode: bool = True) -> LSNetBody:
+        """Sets the mode of everything but norms whose statistics stay as they are."""
+        super().train(mode)
+        if self.batch_norm != "all":
+            for norm in self._batch_norms():
+                norm.eval()
+        return self
+
+    def _batch_norms(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, _BatchNorm)]
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks' activations in the backward pass instead of keeping them."""
-        self.grad_checkpointing = enable
+        self.use_act_checkpoint = enable
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
