@@ -8,7 +8,7 @@ from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 
-from piip.engine.config import warmup_fraction
+from piip.engine.config import warmup_epochs, warmup_fraction
 from piip.optim import PolynomialDecay
 
 # Published PIIP detectors at batch 16: 87 960 iterations with steps at 58 640 and 80 630, linear warm-up over 500 from
@@ -50,4 +50,18 @@ lr_multiplier_linear = L(WarmupParamScheduler)(
     scheduler=L(PolynomialDecay)(power=1.0, end_value=0.0),
     warmup_length=warmup_fraction(1500),
     warmup_factor=1e-6,
+)
+
+# Published classifiers: half a cosine over all epochs, the first five of which warm up linearly. LSNet: from 1e-6 to
+# 4e-3 and down to 1e-5. PIIP: from 1e-6 to 3e-5 and down to 1e-5; its interactions have ten times that rate all along,
+# those of the released training from ten times to the same 1e-5.
+lr_multiplier_lsnet = L(WarmupParamScheduler)(
+    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=1 / 400),
+    warmup_length=warmup_epochs(5),
+    warmup_factor=1 / 4000,
+)
+lr_multiplier_piip_classifier = L(WarmupParamScheduler)(
+    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=1 / 3),
+    warmup_length=warmup_epochs(5),
+    warmup_factor=1 / 30,
 )

@@ -7,7 +7,7 @@ from detectron2.config import LazyCall as L
 
 from piip.modeling.branches import BEiTBranch, ConvNeXtBranch, InternViTBranch, UniPerceiverBranch, ViTBranch
 
-# DeiT (T) has no layer scale in its weights: it stays at one.
+# DeiT has no layer scale in its weights: it stays at one. S and B are for classifiers.
 deit_tiny = L(ViTBranch)(
     embed_dim=192,
     depth=12,
@@ -16,6 +16,8 @@ deit_tiny = L(ViTBranch)(
     drop_path_rate=0.05,
     weights="timm://deit_tiny_patch16_224.fb_in1k",
 )
+deit_small = L(ViTBranch)(embed_dim=384, depth=12, num_heads=6, weights="timm://deit_small_patch16_224.fb_in1k")
+deit_base = L(ViTBranch)(embed_dim=768, depth=12, num_heads=12, weights="timm://deit_base_patch16_224.fb_in1k")
 
 # DeiT III, pretrained on ImageNet-21k at 224 pixels and fine-tuned on ImageNet-1k.
 deit3_small = L(ViTBranch)(
@@ -99,6 +101,35 @@ augreg_large = L(InternViTBranch)(
     window_size=28,
     drop_path_rate=0.4,
     weights="timm://vit_large_patch16_384.augreg_in21k_ft_in1k",
+)
+
+# AugReg at 224 pixels, for classifiers, whose branches have no layer scale and one rate of stochastic depth.
+augreg_small_224 = L(InternViTBranch)(
+    embed_dim=384,
+    depth=12,
+    num_heads=6,
+    layer_scale_init=None,
+    class_token=True,
+    drop_path_rate=[0.05] * 12,
+    weights="timm://vit_small_patch16_224.augreg_in21k_ft_in1k",
+)
+augreg_base_224 = L(InternViTBranch)(
+    embed_dim=768,
+    depth=12,
+    num_heads=12,
+    layer_scale_init=None,
+    class_token=True,
+    drop_path_rate=[0.2] * 12,
+    weights="timm://vit_base_patch16_224.augreg_in21k_ft_in1k",
+)
+augreg_large_224 = L(InternViTBranch)(
+    embed_dim=1024,
+    depth=24,
+    num_heads=16,
+    layer_scale_init=None,
+    class_token=True,
+    drop_path_rate=[0.4] * 24,
+    weights="timm://vit_large_patch16_224.augreg_in21k_ft_in1k",
 )
 
 # MAE; the huge one was trained with patches of 14 pixels.

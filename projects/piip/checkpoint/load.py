@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.branches import Branch
+from ..modeling.meta_arch import ImageClassifier
 from ..modeling.piip_classifier import PIIPClassifier
 from ..modeling.single_branch import SingleBranch
 from .adapt import PLAIN, adapt_to_checkpoint, check_belongs
@@ -166,6 +167,10 @@ def match_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict
         CheckpointError: when the checkpoint belongs to another model.
     """
     own = model.state_dict()
+    if isinstance(model, ImageClassifier) and not any(name in own for name in tensors):
+        # Released and pretrained classifiers are bare networks.
+        fitted, report = match_weights(model.network, tensors)
+        return {f"network.{name}": tensor for name, tensor in fitted.items()}, report.prefixed("network.")
     if sum(name in own for name in tensors) >= 0.5 * min(len(own), len(tensors)):
         check_belongs(model, own, tensors)
         adapt_to_checkpoint(model, tensors)

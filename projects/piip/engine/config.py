@@ -26,6 +26,7 @@ __all__ = [
     "config_root",
     "find_config",
     "load_config",
+    "warmup_epochs",
     "warmup_fraction",
 ]
 
@@ -40,6 +41,11 @@ def warmup_fraction(iterations: int) -> str:
     return f"${{piip.fraction:{iterations},${{train.max_iter}}}}"
 
 
+def warmup_epochs(epochs: float) -> str:
+    """The same for a number of epochs, as a share of ``train.epochs``."""
+    return f"${{piip.fraction:{epochs},${{train.epochs}}}}"
+
+
 def _iterations(epochs: float, num_images: int, batch_size: int) -> int:
     if min(epochs, num_images, batch_size) <= 0:
         raise ConfigError(
@@ -49,8 +55,8 @@ def _iterations(epochs: float, num_images: int, batch_size: int) -> int:
     return max(1, round(epochs * math.ceil(num_images / batch_size)))
 
 
-def _fraction(iterations: int, max_iter: int) -> float:
-    return min(iterations / max_iter, 0.5)
+def _fraction(part: float, whole: float) -> float:
+    return min(part / whole, 0.5)
 
 
 OmegaConf.register_new_resolver("piip.iterations", _iterations, replace=True)

@@ -1,0 +1,6 @@
+"""LSNet-B at 224 pixels."""
+
+from ..common.lsnet_300ep import dataloader, lr_multiplier, model, optimizer, train
+
+model.network.model_name = "lsnet_b"
+optimizer.weight_decay = 0.05
