@@ -49,19 +49,19 @@ def test_row_and_name_describe_the_config(config: str) -> None:
     epochs = int(row["schedule"][:-2]) if row["schedule"].endswith("ep") else 12 * int(row["schedule"][:-1])
     assert cfg.train.epochs == epochs
     assert cfg.lr_multiplier.scheduler.num_updates in (epochs, 184375)
-    if row["detector"] == "DINO":
+    if row["method"] == "DINO":
         assert cfg.model._target_ is DINO
     else:
         heads = {"Mask R-CNN": StandardROIHeads, "Cascade Mask R-CNN": CascadeROIHeads}
-        assert cfg.model.roi_heads._target_ is heads[row["detector"]]
+        assert cfg.model.roi_heads._target_ is heads[row["method"]]
 
     words = Path(config).stem.split("_")
-    detector = row["detector"].lower().replace("-", "").replace(" ", "_").replace("dino", "dino_4scale")
+    detector = row["method"].lower().replace("-", "").replace(" ", "_").replace("dino", "dino_4scale")
     backbone = row["backbone"].partition(" ")[0].lower().replace("-", "_")
     start = f"{detector}_{backbone}_{'_'.join(map(str, resolutions))}".split("_")
     assert words[: len(start)] == start
     assert words[-1] == row["schedule"]
-    assert config.startswith("COCO-Detection/" if row["detector"] == "DINO" else "COCO-InstanceSegmentation/")
+    assert config.startswith("COCO-Detection/" if row["method"] == "DINO" else "COCO-InstanceSegmentation/")
 
 
 @pytest.mark.parametrize("config", published())
@@ -77,7 +77,7 @@ def test_row_has_what_its_source_has(config: str) -> None:
         assert not any([*numbers, row["checkpoint"], row["log"]])
     else:
         assert 40 < float(row["box_AP"]) <= 60
-        assert row["detector"] == "DINO" or 38 < float(row["mask_AP"]) < 50
+        assert row["method"] == "DINO" or 38 < float(row["mask_AP"]) < 50
 
 
 def test_model_zoo_is_up_to_date(project: Path) -> None:

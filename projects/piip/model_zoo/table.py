@@ -8,6 +8,7 @@ from functools import cache
 from itertools import chain
 from pathlib import PurePosixPath
 
+from omegaconf import DictConfig
 from tabulate import tabulate
 
 from ..analysis import Complexity, Cost, analyze, build_on_meta, published_cost
@@ -16,15 +17,17 @@ from .zoo import get_config, published
 
 __all__ = ["Measured", "as_data", "as_text", "disagreements", "insert_table", "markdown", "measure", "measure_zoo"]
 
+_METRICS = {"box_AP": "box AP", "mask_AP": "mask AP", "mIoU": "mIoU", "top1": "top-1"}
 _START, _END = "<!-- START -->", "<!-- END -->"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the backbone of a published model costs, at the resolution of its published numbers.
+    """What the network of a published model costs, at the resolution of its published numbers.
 
     Attributes:
-        true: the backbone as it runs: with merging and its feature pyramid, without the FPN.
+        true: a classifier, or the backbone of a detector or segmentor as it runs: with merging and its feature pyramid,
+            without the FPN.
         by_papers: the same backbone by the papers' counting; None where that has no rule for one of its branches.
     """
 
@@ -40,12 +43,20 @@ class Measured:
 @cache
 def measure(config: str) -> Measured:
     """Counts a model of :func:`~piip.model_zoo.zoo.published` by the name of its config; takes seconds, remembered."""
-    backbone = build_on_meta(get_config(config).model.backbone.bottom_up)
+    network = build_on_meta(_counted(get_config(config).model))
     try:
-        by_papers = published_cost(backbone)
+        by_papers = published_cost(network)
     except ConfigError:
         by_papers = None
-    return Measured(analyze(backbone), by_papers)
+    width, _, height = published()[config]["resolutions"].partition("/")[0].partition("x")
+    return Measured(analyze(network, (int(height or width), int(width))), by_papers)
+
+
+def _counted(model: DictConfig) -> DictConfig:
+    """The part of a model that tables are about."""
+    if "backbone" not in model:
+        return model.network
+    return model.backbone.get("bottom_up", model.backbone)
 
 
 def measure_zoo(progress: Callable[[str], None] = lambda config: None) -> dict[str, Measured]:
@@ -130,27 +141,25 @@ def _printed(config: str, cost: Measured, nothing: str) -> list[list[str]]:
 
 def as_text(measured: Mapping[str, Measured]) -> str:
     """The numbers of :func:`as_data` for reading, published ones as they are printed."""
-    head = ["backbone only; one multiply-add = 1 FLOP", *("published", "recounted", "true") * 2]
+    head = ["classifier, or backbone only; one multiply-add = 1 FLOP", *("published", "recounted", "true") * 2]
     rows = [["", "#Params (M)", "", "", "#FLOPs (G)", "", ""]]
     rows += [[config, *chain(*_printed(config, cost, "-"))] for config, cost in measured.items()]
     return tabulate(rows, head, disable_numparse=True, colalign=["left"] + ["right"] * 6)
 
 
 def markdown(measured: Mapping[str, Measured]) -> str:
-    """Tables of all published models in Markdown, one per detector.
+    """Tables of all published models in Markdown, one per method.
 
     Args:
         measured: what :func:`measure_zoo` returns.
     """
-    detectors = dict.fromkeys(row["detector"] for row in published().values())
-    return "\n\n".join(f"## {detector}\n\n{_table(measured, detector)}" for detector in detectors)
+    methods = dict.fromkeys(row["method"] for row in published().values())
+    return "\n\n".join(f"## {method}\n\n{_table(measured, method)}" for method in methods)
 
 
-def _table(measured: Mapping[str, Measured], detector: str) -> str:
-    rows = {config: row for config, row in published().items() if row["detector"] == detector}
-    metrics = {"box_AP": "box AP"}
-    if any(row["mask_AP"] for row in rows.values()):
-        metrics["mask_AP"] = "mask AP"
+def _table(measured: Mapping[str, Measured], method: str) -> str:
+    rows = {config: row for config, row in published().items() if row["method"] == method}
+    metrics = {key: name for key, name in _METRICS.items() if any(row[key] for row in rows.values())}
     kinds = "published / recounted / true"
     head = [
         *("name", "backbone", "resolutions", "pre-training", "lr sched", "batch", *metrics.values()),
