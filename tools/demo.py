@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Detects objects in pictures and videos with the model of a config, and writes them annotated.
+"""Looks at pictures and videos with the model of a config, and writes them with what it found: objects, or pixels.
 
 python tools/demo.py --config-file CONFIG --checkpoint FILE --input photos/ clip.mp4 --output out
 """
@@ -20,16 +20,13 @@ from piip.env import exit_without_detectron2
 exit_without_detectron2()
 
 import numpy as np
-from detectron2.data import Metadata
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.structures import Instances
 from PIL import Image
 
 from piip.checkpoint.files import write_atomically
 from piip.engine.config import load_config
 from piip.engine.predictor import LazyPredictor
-from piip.errors import ConfigError, DataError, run_cli
-from piip.visualization.draw import class_name, draw_instances
+from piip.errors import DataError, run_cli
+from piip.visualization.answers import Answers, answers_of
 from piip.visualization.inputs import SAMPLES, Source, find_sources, output_paths, read_picture
 from piip.visualization.video import annotate_video, require_opencv
 
@@ -62,62 +59,49 @@ class Demo:
 
     def __init__(self, predictor: LazyPredictor, keep_records: bool) -> None:
         self.predictor = predictor
-        ids = predictor.metadata.get("thing_dataset_id_to_contiguous_id") or {}
-        self.category_ids = {contiguous: category_id for category_id, contiguous in ids.items()}
         self.keep_records = keep_records
         self.records: list[dict[str, Any]] = []
         self.pictures = 0
-        self.objects = 0
         self.seconds = 0.0
+        self.answers: Answers | None = None
+        self.counts: Counter[int] = Counter()  # over all inputs
 
-    def annotate(self, image: np.ndarray, name: str, **where: int) -> tuple[np.ndarray, Instances]:
-        """The picture with what was found in it; ``where`` goes into the records."""
+    def annotate(self, image: np.ndarray, name: str, **where: int) -> tuple[np.ndarray, Counter[int]]:
+        """The picture with what was found in it, and the counts of that; ``where`` goes into the records."""
         start = time.perf_counter()
-        output = self.predictor(image)
-        if "instances" not in output:
-            raise ConfigError(f"the model predicts {', '.join(output)}, and the demo draws instances only.")
-        instances = output["instances"].to("cpu")
+        answers, answer = answers_of(self.predictor(image), self.predictor.metadata)
+        counts = answers.count(answer)  # which waits for the GPU
+        self.answers = answers
+        self.counts.update(counts)
         self.seconds += time.perf_counter() - start
         if self.keep_records:
-            self._record(instances, {"file_name": name, **where})
+            self.records += [{"file_name": name, **where, **r} for r in answers.records(answer, self.pictures)]
         self.pictures += 1
-        self.objects += len(instances)
         # Labels would cover most of a small picture.
         shorter_side = ENLARGED_SIDE if min(image.shape[:2]) < ENLARGED_SIDE // 2 else 0
-        return draw_instances(image, instances, self.predictor.metadata, shorter_side), instances
-
-    def _record(self, instances: Instances, where: dict[str, Any]) -> None:
-        for record in instances_to_coco_json(instances, self.pictures):
-            category = record["category_id"]
-            record["category_id"] = self.category_ids.get(category, category)
-            record["category"] = class_name(self.predictor.metadata, category)
-            self.records.append({**where, **record})
+        return answers.draw(image, answer, shorter_side), counts
 
     def run(self, source: Source, target: Path) -> str:
         """Handles one input and says what was found."""
         if source.is_video:
-            counts: Counter[int] = Counter()
+            total: Counter[int] = Counter()
 
             def annotate(frame: np.ndarray, number: int) -> np.ndarray:
-                picture, instances = self.annotate(frame, source.name, frame=number)
-                counts.update(instances.pred_classes.tolist())
+                picture, counts = self.annotate(frame, source.name, frame=number)
+                total.update(counts)
                 return picture
 
             frames = annotate_video(source.path, target, annotate)
-            return f"{frames} frames, {describe(counts, self.predictor.metadata)}"
+            return f"{frames} frames, {self.describe(total)}"
         image = read_picture(source.path)
-        picture, instances = self.annotate(image, source.name)
+        picture, counts = self.annotate(image, source.name)
         kind = "PNG" if target.suffix == ".png" else "JPEG"
         write_atomically(target, lambda f: Image.fromarray(picture).save(f, kind, quality=95))
-        found = describe(Counter(instances.pred_classes.tolist()), self.predictor.metadata)
-        return f"{image.shape[1]}x{image.shape[0]}, {found}"
+        return f"{image.shape[1]}x{image.shape[0]}, {self.describe(counts)}"
 
-
-def describe(counts: Counter[int], metadata: Metadata) -> str:
-    """Such as "3 objects (2 cat, 1 dog)"."""
-    total = sum(counts.values())
-    classes = ", ".join(f"{n} {class_name(metadata, c)}" for c, n in counts.most_common())
-    return f"{total} object{'s' * (total != 1)}" + (f" ({classes})" if classes else "")
+    def describe(self, counts: Counter[int]) -> str:
+        """Counts in the words of the model's task."""
+        return self.answers.describe(counts) if self.answers else "nothing"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -151,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
         write_atomically(path, lambda f: f.write(json.dumps(demo.records).encode()))
         print(f"{len(demo.records)} records -> {path}")
     print(
-        f"{demo.pictures} pictures, {demo.objects} objects, {failed} of {len(sources)} inputs failed; "
+        f"{demo.pictures} pictures, {demo.describe(demo.counts)}, {failed} of {len(sources)} inputs failed; "
         f"{demo.pictures / seconds:.2f} img/s in all, {demo.pictures / max(demo.seconds, 1e-9):.2f} img/s predicting "
         f"on {predictor.device}"
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 
-from piip.visualization.curves import ap_figure, final_metrics, loss_figure, read_metrics
+from piip.visualization.curves import METRICS, final_metrics, loss_figure, metric_figure, read_metrics
+
+AP, IOU = METRICS[:2]
 
 
 def write(path, records) -> None:
@@ -71,7 +73,7 @@ def test_average_precisions_are_drawn_by_task():
         {"iteration": 100, "bbox/AP": 20.0, "bbox/AP50": 40.0, "bbox/AP-cat": 1.0, "segm/AP": math.nan},
         {"iteration": 200, "bbox/AP": 30.0, "bbox/AP50": 50.0, "bbox/APs": 3.0, "segm/AP": 25.0},
     ]
-    boxes, masks = ap_figure(records).axes
+    boxes, masks = metric_figure(records, AP).axes
     assert boxes.get_title(loc="left") == "Boxes"
     assert masks.get_title(loc="left") == "Masks"
     assert {line.get_label(): list(line.get_ydata()) for line in boxes.lines} == {
@@ -83,12 +85,21 @@ def test_average_precisions_are_drawn_by_task():
 
 
 def test_several_test_sets_have_their_names_in_the_titles():
-    (axes,) = ap_figure([{"iteration": 1, "coco_2017_val/bbox/AP": 20.0}]).axes
+    (axes,) = metric_figure([{"iteration": 1, "coco_2017_val/bbox/AP": 20.0}], AP).axes
     assert axes.get_title(loc="left") == "Boxes on coco_2017_val"
+
+
+def test_classes_of_pixels_have_a_panel_of_their_own():
+    values = {"sem_seg/mIoU": 60.0, "sem_seg/mACC": 70.0, "sem_seg/pACC": 90.0, "sem_seg/IoU-sky": 10.0}
+    records = [{"iteration": i, **values} for i in (10, 20)]
+    (axes,) = metric_figure(records, IOU).axes
+    assert axes.get_title(loc="left") == "Pixels"
+    assert [text.get_text().split()[0] for text in axes.get_legend().get_texts()] == ["pACC", "mACC", "mIoU"]
+    assert metric_figure(records, AP) is None
 
 
 def test_nothing_to_draw():
     assert loss_figure([]) is None
     assert loss_figure([{"iteration": 3, "bbox/AP": 1.0}]) is None
-    assert ap_figure([{"iteration": 3, "total_loss": 1.0}]) is None
-    assert ap_figure([{"iteration": 3, "bbox/AP": math.nan}]) is None
+    assert metric_figure([{"iteration": 3, "total_loss": 1.0}], AP) is None
+    assert metric_figure([{"iteration": 3, "bbox/AP": math.nan}], AP) is None

@@ -25,6 +25,13 @@ __all__ = ["amp_dtype", "build_loader", "build_model", "build_optimizer", "load_
 
 logger = logging.getLogger(__name__)
 
+# Where a model says how many classes it has, and of what.
+_NUM_CLASSES = {
+    "model.roi_heads.num_classes": "thing",
+    "model.num_classes": "thing",
+    "model.sem_seg_head.num_classes": "stuff",
+}
+
 
 def pick_device(cfg: DictConfig) -> torch.device:
     """The device in ``train.device``, or the CPU where the machine has no GPU.
@@ -106,8 +113,9 @@ def build_loader(cfg: DictConfig, node: DictConfig, training: bool) -> Iterable:
         return instantiate(node)
     with local_main_process_first():  # data that is generated or downloaded on first use
         dataset = instantiate(node.dataset)
-    if (num_classes := _num_classes(cfg)) is not None:
-        check_categories(names, num_classes)
+    for key, kind in _NUM_CLASSES.items():
+        if isinstance(number := OmegaConf.select(cfg, key), int):
+            check_categories(names, number, kind)
     if training and OmegaConf.select(cfg, "model.roi_heads.mask_head") is not None:
         check_masks(dataset)
     return instantiate({**{key: node[key] for key in node if key != "dataset"}, "dataset": dataset})
@@ -117,13 +125,6 @@ def dataset_names(node: Any) -> str | list[str] | None:
     """The names of the datasets of a loader in a config, None where it does not say."""
     names = OmegaConf.select(node, "dataset.names") if isinstance(node, DictConfig) else None
     return list(names) if isinstance(names, ListConfig) else names
-
-
-def _num_classes(cfg: DictConfig) -> int | None:
-    for key in ("model.roi_heads.num_classes", "model.num_classes"):
-        if isinstance(number := OmegaConf.select(cfg, key), int):
-            return number
-    return None
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:

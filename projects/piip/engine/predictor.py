@@ -162,7 +162,7 @@ def dataset_metadata(cfg: DictConfig) -> Metadata:
     """
     dataset = OmegaConf.select(_test_loader(cfg), "dataset", default={})
     if "classes" in dataset:  # data of one's own, which enter the catalog only when they are loaded
-        return Metadata(thing_classes=list(dataset["classes"]))
+        return Metadata(thing_classes=list(dataset["classes"]), stuff_classes=list(dataset["classes"]))
     if isinstance(target := dataset.get("_target_"), str):
         locate(target)  # importing the module may be what registers the dataset
     names = dataset.get("names") or ()

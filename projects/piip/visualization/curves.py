@@ -6,8 +6,8 @@ import json
 import logging
 import math
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from .draw import PALETTE
 
-__all__ = ["ap_figure", "final_metrics", "loss_figure", "read_metrics"]
+__all__ = ["METRICS", "MetricFamily", "final_metrics", "loss_figure", "metric_figure", "read_metrics"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +24,49 @@ Record = dict[str, float]
 
 # Of the palette, what stands out as a thin line on white.
 _LINES = [colour for colour in PALETTE if colour not in ("#F0E442", "#BBCC33", "#FFAABB")]
-_AP = re.compile(r"^(?P<task>.*)/(?P<kind>AP|AP50|AP75)$")
-_TASKS = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints"}
+_STYLES = [("black", "o"), ("#0072B2", "s"), ("#D55E00", "^")]
+_TASKS = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints", "sem_seg": "Pixels"}
+
+
+@dataclass(frozen=True)
+class MetricFamily:
+    """Metrics in percent that evaluators give together.
+
+    Attributes:
+        title: how to call them.
+        file_name: of the figure.
+        label: of its axis.
+        numbers: names of the metrics; the first one tells that the family was evaluated.
+        curves: those, at most three, that are drawn.
+    """
+
+    title: str
+    file_name: str
+    label: str
+    numbers: tuple[str, ...]
+    curves: tuple[str, ...]
+
+    def tasks(self, names: Iterable[str]) -> list[str]:
+        """The tasks (perhaps with their dataset) that were evaluated so, of the names of all that was recorded."""
+        return [task for task, _, kind in (name.rpartition("/") for name in names) if task and kind == self.numbers[0]]
+
+
+METRICS = (
+    MetricFamily(
+        "Average precision",
+        "ap.png",
+        "average precision (%)",
+        ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+        ("AP", "AP50", "AP75"),
+    ),
+    MetricFamily(
+        "Intersection over union",
+        "iou.png",
+        "share of pixels (%)",
+        ("mIoU", "fwIoU", "mACC", "pACC"),
+        ("mIoU", "mACC", "pACC"),
+    ),
+)
 
 
 def read_metrics(path: str | os.PathLike) -> list[Record]:
@@ -104,16 +145,17 @@ def loss_figure(records: Sequence[Mapping[str, float]]) -> Figure | None:
     return figure
 
 
-def ap_figure(records: Sequence[Mapping[str, float]]) -> Figure | None:
-    """Average precisions over the iterations, one panel for boxes, masks, ...; None where nothing was evaluated."""
+def metric_figure(records: Sequence[Mapping[str, float]], family: MetricFamily) -> Figure | None:
+    """Metrics over the iterations, one panel for each task (boxes, masks, ...); None where none was evaluated."""
     tasks: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for key in _keys(records):
-        if (match := _AP.match(key)) and (curve := _curve(records, key))[0]:
-            tasks.setdefault(match["task"], {})[match["kind"]] = curve
+        task, _, kind = key.rpartition("/")
+        if task and kind in family.curves and (curve := _curve(records, key))[0]:
+            tasks.setdefault(task, {})[kind] = curve
     if not tasks:
         return None
     figure = Figure(figsize=(max(4.6 * len(tasks), 5.5), 4), dpi=150, layout="constrained")
-    styles = {"AP": ("black", "o"), "AP50": ("#0072B2", "s"), "AP75": ("#D55E00", "^")}
+    styles = dict(zip(family.curves, _STYLES, strict=False))
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for axes, (task, curves) in zip(panels, tasks.items(), strict=True):
         dataset, _, kind = task.rpartition("/")
@@ -132,7 +174,7 @@ def ap_figure(records: Sequence[Mapping[str, float]]) -> Figure | None:
         axes.set_ylim(0, 100)
         axes.set_xlim(left=0)
         axes.legend(fontsize=10, frameon=False, loc="best")
-    figure.axes[0].set_ylabel("average precision (%)", fontsize=11)
+    figure.axes[0].set_ylabel(family.label, fontsize=11)
     return figure
 
 

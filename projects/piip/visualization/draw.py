@@ -1,4 +1,4 @@
-"""Instances drawn onto pictures: one style for predictions and annotations, stills and video.
+"""Instances and classes of pixels drawn onto pictures: one style for predictions and annotations, stills and video.
 
 Every class has a colour of its own, so that the same thing looks the same in every picture, beside its ground truth,
 and from one video frame to the next. Detectron2's ``Visualizer`` is not used because it needs OpenCV, which a training
@@ -17,13 +17,14 @@ from detectron2.data import Metadata
 from detectron2.structures import BoxMode, Instances
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 from PIL import Image
+from scipy import ndimage
 
-__all__ = ["PALETTE", "class_name", "draw_annotations", "draw_instances"]
+__all__ = ["PALETTE", "class_name", "draw_annotations", "draw_instances", "draw_labels"]
 
 # Told apart with every common kind of colour vision (Okabe and Ito 2008, then Paul Tol's bright ones), and visible on
 # photographs.
@@ -34,9 +35,22 @@ PALETTE = (
 _DPI = 100
 
 
-def class_name(metadata: Metadata, category: int) -> str:
-    """The name of a class, or its number where the dataset does not tell."""
-    names = metadata.get("thing_classes") or ()
+def _colour(category: int) -> str:
+    """One of the palette, and mixtures of it with black or white for classes beyond it."""
+    rounds, index = divmod(category, len(PALETTE))
+    if not rounds:
+        return PALETTE[index]
+    ground, share = (0.0, 1.0)[rounds % 2], 0.65 * 0.8 ** ((rounds - 1) // 2)
+    return to_hex([share * value + (1 - share) * ground for value in to_rgb(PALETTE[index])])
+
+
+def class_name(metadata: Metadata, category: int, kind: str = "thing") -> str:
+    """The name of a class, or its number where the dataset does not tell.
+
+    Args:
+        kind: ``thing`` for objects, ``stuff`` for pixels.
+    """
+    names = metadata.get(f"{kind}_classes") or ()
     return names[category] if category < len(names) else f"class {category}"
 
 
@@ -89,6 +103,40 @@ def draw_annotations(
     )
 
 
+def draw_labels(image: np.ndarray, labels: np.ndarray, metadata: Metadata, shorter_side: int = 0) -> np.ndarray:
+    """Draws the class of every pixel: a tint and an outline, and the name of the class on its largest part.
+
+    Args:
+        image: RGB, uint8.
+        labels: class numbers; pixels that do not count (255), and those of a class called "background", stay bare.
+        metadata: gives the names of the classes.
+        shorter_side: as in :func:`draw_instances`.
+
+    Shape:
+        (H, W, 3), (H, W) -> (H, W, 3), or resized in proportion
+    """
+    bare = ("background", f"class {metadata.get('ignore_label', 255)}")
+    classes = [c for c in np.unique(labels).tolist() if class_name(metadata, c, "stuff") not in bare]
+    masks = [labels == c for c in classes]
+    return _draw(
+        image,
+        boxes=np.asarray([_largest_part(mask) for mask in masks], dtype=np.float32).reshape(-1, 4),
+        masks=masks,
+        classes=classes,
+        labels=[class_name(metadata, c, "stuff") for c in classes],
+        shorter_side=shorter_side,
+        frames=False,
+    )
+
+
+def _largest_part(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """The box around the largest connected part of a mask."""
+    parts, _ = ndimage.label(mask)
+    largest = 1 + np.bincount(parts.ravel())[1:].argmax()
+    rows, columns = ndimage.find_objects(parts)[largest - 1]
+    return columns.start, rows.start, columns.stop, rows.stop
+
+
 def _decode(segmentation: Any, height: int, width: int) -> np.ndarray | None:
     """A mask of COCO's polygons or run lengths."""
     if not segmentation:
@@ -108,6 +156,7 @@ def _draw(
     classes: Sequence[int],
     labels: Sequence[str],
     shorter_side: int,
+    frames: bool = True,
 ) -> np.ndarray:
     height, width = image.shape[:2]
     scale = shorter_side / min(height, width) if shorter_side else 1.0
@@ -130,17 +179,17 @@ def _draw(
     # Small things over large ones.
     order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
     for layer, i in enumerate(order):
-        colour = PALETTE[classes[i] % len(PALETTE)]
+        colour = _colour(classes[i])
         if masks is not None and masks[i] is not None:
             _draw_mask(axes, masks[i], colour, line, layer)
         x0, y0, x1, y1 = boxes[i]
-        for edge, width, alpha in _cased(colour, line):
+        for edge, width, alpha in _cased(colour, line) if frames else ():
             box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, linewidth=width, alpha=alpha)
             box.set_zorder(2 + layer)
             axes.add_patch(box)
     taken: list[tuple[float, ...]] = []
     for i in order[::-1]:
-        _draw_label(axes, labels[i], boxes[i] * scale, PALETTE[classes[i] % len(PALETTE)], font, taken, scale)
+        _draw_label(axes, labels[i], boxes[i] * scale, _colour(classes[i]), font, taken, scale)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import inference_context
 from detectron2.structures import Instances
 from matplotlib.figure import Figure
+from PIL import Image
 
-from .draw import draw_annotations, draw_instances
+from .draw import draw_annotations, draw_instances, draw_labels
 
 __all__ = ["Example", "grid_figure", "predict_examples"]
 
@@ -28,7 +30,7 @@ class Example:
 
     Attributes:
         title: how to call it.
-        found: number of objects predicted.
+        found: number of objects predicted, or of classes.
     """
 
     title: str
@@ -54,33 +56,54 @@ def predict_examples(
         score_threshold: detections below are not drawn.
 
     Returns:
-        one example per picture; none when the model predicts no instances.
+        one example per picture; none when the model predicts neither instances nor the class of every pixel.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    pairs: list[tuple[Mapping[str, Any], Instances]] = []
+    pairs: list[tuple[Mapping[str, Any], Instances | np.ndarray]] = []
     with inference_context(model), torch.no_grad():
         for batch in data_loader:
             batch = batch[: num_images - len(pairs)]
-            outputs = model(batch)
-            pairs += [(i, o["instances"].to("cpu")) for i, o in zip(batch, outputs, strict=True) if "instances" in o]
+            found = [_shown(output) for output in model(batch)]
+            pairs += [pair for pair in zip(batch, found, strict=True) if pair[1] is not None]
             if len(pairs) >= num_images or not pairs:
                 break
     if not pairs:
         return []
-    truth = {item["image_id"]: item.get("annotations", ()) for item in DatasetCatalog.get(dataset_name)}
-    examples = []
-    for item, found in pairs:
-        image = read_image(item["file_name"], format="RGB")
-        found = found[found.scores >= score_threshold]
-        examples.append(
-            Example(
-                title=f"image {item['image_id']}",
-                truth=draw_annotations(image, truth[item["image_id"]], metadata, _PANEL_PIXELS),
-                prediction=draw_instances(image, found, metadata, _PANEL_PIXELS),
-                found=len(found),
-            )
+    truth = {item["file_name"]: item for item in DatasetCatalog.get(dataset_name)}
+    return [_example(item, found, truth[item["file_name"]], metadata, score_threshold) for item, found in pairs]
+
+
+def _shown(output: Mapping[str, Any]) -> Instances | np.ndarray | None:
+    """What of a model's output is drawn: instances, or else a label map."""
+    if "instances" in output:
+        return output["instances"].to("cpu")
+    return output["sem_seg"].argmax(0).cpu().numpy() if "sem_seg" in output else None
+
+
+def _example(
+    item: Mapping[str, Any],
+    found: Instances | np.ndarray,
+    truth: Mapping[str, Any],
+    metadata: Metadata,
+    score_threshold: float,
+) -> Example:
+    image = read_image(item["file_name"], format="RGB")
+    if isinstance(found, np.ndarray):
+        with Image.open(truth["sem_seg_file_name"]) as file:
+            labels = np.asarray(file)
+        return Example(
+            title=Path(item["file_name"]).name,
+            truth=draw_labels(image, labels, metadata, _PANEL_PIXELS),
+            prediction=draw_labels(image, found, metadata, _PANEL_PIXELS),
+            found=len(np.unique(found)),
         )
-    return examples
+    found = found[found.scores >= score_threshold]
+    return Example(
+        title=f"image {item['image_id']}",
+        truth=draw_annotations(image, truth.get("annotations", ()), metadata, _PANEL_PIXELS),
+        prediction=draw_instances(image, found, metadata, _PANEL_PIXELS),
+        found=len(found),
+    )
 
 
 def grid_figure(examples: Sequence[Example]) -> Figure:

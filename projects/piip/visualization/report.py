@@ -12,12 +12,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..checkpoint.files import write_atomically
-from .curves import ap_figure, final_metrics, loss_figure, read_metrics
+from .curves import METRICS, MetricFamily, final_metrics, loss_figure, metric_figure, read_metrics
 from .grid import grid_figure, predict_examples
 
 __all__ = ["write_report"]
 
-_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_CLASSES_SHOWN = 30  # of those with a value each
 
 
 def write_report(
@@ -29,9 +29,10 @@ def write_report(
     num_images: int = 8,
     score_threshold: float = 0.5,
 ) -> Path:
-    """Writes ``<output_dir>/report``: ``losses.png``, ``ap.png``, ``predictions.png`` and an ``index.md`` with all.
+    """Writes ``<output_dir>/report``: curves, ``predictions.png`` and an ``index.md`` with all.
 
-    The curves come from ``<output_dir>/metrics.json``; where it has nothing to show, the index says so.
+    The curves are ``losses.png`` and, depending on what was evaluated, ``ap.png`` or ``iou.png``. They come from
+    ``<output_dir>/metrics.json``; where it has nothing to show, the index says so.
 
     Args:
         output_dir: of the training.
@@ -50,36 +51,55 @@ def write_report(
     examples = predict_examples(model, data_loader, dataset_name, num_images, score_threshold)
     predictions = grid_figure(examples) if examples else None
 
-    sections = [
-        ("Average precision", "ap.png", ap_figure(records), "No evaluation was recorded."),
+    last = final_metrics(records)
+    evaluated = [family for family in METRICS if family.tasks(last)]
+    for family in METRICS:
+        (folder / family.file_name).unlink(missing_ok=True)  # of an earlier report
+    sections = [(f.title, f.file_name, metric_figure(records, f), "It was never a number.") for f in evaluated]
+    sections += [
         ("Losses", "losses.png", loss_figure(records), "No loss was recorded."),
-        ("Predictions", "predictions.png", predictions, "There are no pictures, or the model has no instances."),
+        ("Predictions", "predictions.png", predictions, "There are no pictures, or the model has nothing to draw."),
     ]
-    lines = ["# Training report", "", *_summary(records, dataset_name), ""]
+    lines = ["# Training report", "", *_summary(last, evaluated, dataset_name), ""]
     for title, name, figure, otherwise in sections:
         lines += [f"## {title}", ""]
         if figure is None:
-            (folder / name).unlink(missing_ok=True)  # of an earlier report
+            (folder / name).unlink(missing_ok=True)
             lines += [otherwise, ""]
         else:
             _save(figure, folder / name)
             lines += [f"![{title}]({name})", ""]
-    if predictions is not None:
+    if predictions is not None and not any(key.endswith("/mIoU") for key in last):
         lines += [f"Shown are detections with a score of at least {score_threshold:g}.", ""]
+    lines += _class_table(last)
     write_atomically(folder / "index.md", lambda f: f.write("\n".join(lines).encode()))
     return folder
 
 
-def _summary(records: Sequence[Mapping[str, float]], dataset_name: str) -> list[str]:
-    if not records:
-        return ["There is no `metrics.json`, so there are no numbers and no curves."]
-    last = final_metrics(records)
-    lines = [f"{int(last['iteration'])} iterations; evaluated on `{dataset_name}`."]
-    tasks = [key.removesuffix("/AP") for key in last if key.endswith("/AP")]
-    if tasks:
-        lines += ["", f"| | {' | '.join(_NUMBERS)} |", f"|---|{'---:|' * len(_NUMBERS)}"]
-        lines += [f"| {task} | {' | '.join(_number(last, f'{task}/{name}') for name in _NUMBERS)} |" for task in tasks]
+def _summary(last: Mapping[str, float], evaluated: Sequence[MetricFamily], dataset_name: str) -> list[str]:
+    lines = ["There is no `metrics.json`, so there are no numbers and no curves."]
+    if last:
+        lines = [f"{int(last['iteration'])} iterations; evaluated on `{dataset_name}`."]
+    if not evaluated:
+        lines += ["", "No evaluation was recorded."]
+    for family in evaluated:
+        lines += ["", f"| | {' | '.join(family.numbers)} |", f"|---|{'---:|' * len(family.numbers)}"]
+        for task in family.tasks(last):
+            lines.append(f"| {task} | {' | '.join(_number(last, f'{task}/{name}') for name in family.numbers)} |")
     return lines
+
+
+def _class_table(last: Mapping[str, float]) -> list[str]:
+    """Intersection over union of every class, worst first."""
+    values = {key: value for key, value in last.items() if "/IoU-" in key and value == value}
+    if not values:
+        return []
+    lines = ["## Classes", "", "| class | IoU | accuracy |", "|---|---:|---:|"]
+    for key in sorted(values, key=values.__getitem__)[:_CLASSES_SHOWN]:
+        name = key.partition("/IoU-")[2]
+        lines.append(f"| {name} | {_number(last, key)} | {_number(last, key.replace('/IoU-', '/ACC-'))} |")
+    left = len(values) - _CLASSES_SHOWN
+    return [*lines, *(["", f"{left} classes with higher values are left out."] if left > 0 else []), ""]
 
 
 def _number(values: Mapping[str, float], key: str) -> str:

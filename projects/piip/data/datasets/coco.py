@@ -137,18 +137,19 @@ def _load_registered(name: str, json_file: str, image_root: str, classes: tuple[
     return load_coco_json(json_file, image_root, name)
 
 
-def check_categories(dataset_name: str | Sequence[str], num_classes: int) -> None:
+def check_categories(dataset_name: str | Sequence[str], num_classes: int, kind: str = "thing") -> None:
     """Compares a dataset with the model that shall learn from it or be evaluated on it.
 
     Args:
         dataset_name: one registered dataset or several; those without object classes are passed over.
         num_classes: that the model predicts.
+        kind: ``thing`` for classes of objects, ``stuff`` for classes of pixels.
 
     Raises:
         DataError: if the counts differ.
     """
     for name in [dataset_name] if isinstance(dataset_name, str) else dataset_name:
-        classes = MetadataCatalog.get(name).get("thing_classes")
+        classes = MetadataCatalog.get(name).get(f"{kind}_classes")
         if classes is not None and len(classes) != num_classes:
             raise DataError(
                 f"Dataset {name!r} has {len(classes)} categories ({quote(classes)}), but the model predicts "

@@ -1,0 +1,121 @@
+"""What a model answers about a picture, task by task: drawn, counted, described and as records for a file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import Metadata
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from torch import Tensor
+
+from ..errors import ConfigError
+from .draw import class_name, draw_instances, draw_labels
+
+__all__ = ["Answers", "answers_of"]
+
+
+class Answers(ABC):
+    """Speaks of the answers to one task.
+
+    Args:
+        metadata: gives the names of the classes.
+    """
+
+    def __init__(self, metadata: Metadata) -> None:
+        self.metadata = metadata
+
+    @abstractmethod
+    def draw(self, image: np.ndarray, answer: Any, shorter_side: int) -> np.ndarray:
+        """The picture with the answer on it; ``shorter_side`` as in :func:`~piip.visualization.draw_instances`."""
+
+    @abstractmethod
+    def count(self, answer: Any) -> Counter[int]:
+        """How often every class was found; sums over several pictures make sense."""
+
+    @abstractmethod
+    def describe(self, counts: Counter[int]) -> str:
+        """The counts in words."""
+
+    @abstractmethod
+    def records(self, answer: Any, image_id: int) -> list[dict[str, Any]]:
+        """The answer in the manner of COCO's results, with ids of the dataset and names."""
+
+
+class _Instances(Answers):
+    def draw(self, image: np.ndarray, answer: Any, shorter_side: int) -> np.ndarray:
+        return draw_instances(image, answer, self.metadata, shorter_side)
+
+    def count(self, answer: Any) -> Counter[int]:
+        return Counter(answer.pred_classes.tolist())
+
+    def describe(self, counts: Counter[int]) -> str:
+        total = sum(counts.values())
+        classes = ", ".join(f"{n} {class_name(self.metadata, c)}" for c, n in counts.most_common())
+        return f"{total} object{'s' * (total != 1)}" + (f" ({classes})" if classes else "")
+
+    def records(self, answer: Any, image_id: int) -> list[dict[str, Any]]:
+        ids = _dataset_ids(self.metadata, "thing")
+        records = instances_to_coco_json(answer.to("cpu"), image_id)
+        for record in records:
+            category = record["category_id"]
+            record["category_id"] = ids.get(category, category)
+            record["category"] = class_name(self.metadata, category)
+        return records
+
+
+class _Pixels(Answers):
+    def draw(self, image: np.ndarray, answer: Tensor, shorter_side: int) -> np.ndarray:
+        return draw_labels(image, _labels(answer), self.metadata, shorter_side)
+
+    def count(self, answer: Tensor) -> Counter[int]:
+        values, counts = np.unique(_labels(answer), return_counts=True)
+        return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+
+    def describe(self, counts: Counter[int]) -> str:
+        shares = [(c, 100 * n / sum(counts.values())) for c, n in counts.most_common()]
+        named = [f"{share:.0f} % {class_name(self.metadata, c, 'stuff')}" for c, share in shares if share >= 1]
+        return ", ".join([*named, f"{len(shares) - len(named)} smaller"] if len(named) < len(shares) else named)
+
+    def records(self, answer: Tensor, image_id: int) -> list[dict[str, Any]]:
+        ids, labels = _dataset_ids(self.metadata, "stuff"), _labels(answer)
+        records = []
+        for category in np.unique(labels).tolist():
+            run = mask_util.encode(np.asfortranarray(labels == category, dtype=np.uint8))
+            records.append(
+                {
+                    "image_id": image_id,
+                    "category_id": ids.get(category, category),
+                    "category": class_name(self.metadata, category, "stuff"),
+                    "segmentation": {"size": run["size"], "counts": run["counts"].decode("ascii")},
+                }
+            )
+        return records
+
+
+def _labels(logits: Tensor) -> np.ndarray:
+    return logits.argmax(0).cpu().numpy()
+
+
+def _dataset_ids(metadata: Metadata, kind: str) -> dict[int, int]:
+    ids = metadata.get(f"{kind}_dataset_id_to_contiguous_id") or {}
+    return {contiguous: category_id for category_id, contiguous in ids.items()}
+
+
+_TASKS: dict[str, type[Answers]] = {"instances": _Instances, "sem_seg": _Pixels}
+
+
+def answers_of(output: Mapping[str, Any], metadata: Metadata) -> tuple[Answers, Any]:
+    """What speaks of a model's output for a picture, and the answer in it.
+
+    Raises:
+        ConfigError: when the model does something else than the tasks that are known here.
+    """
+    for key, kind in _TASKS.items():
+        if key in output:
+            return kind(metadata), output[key]
+    raise ConfigError(f"the model predicts {', '.join(output)}, and only {' and '.join(_TASKS)} can be shown.")
