@@ -105,7 +105,9 @@ def test_published_numbers_are_reproduced_and_deviations_found() -> None:
 
 def test_text_and_data_of_the_zoo() -> None:
     def number(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1f}"
+        if value is None:
+            return "-"
+        return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
     measured = measure_zoo()
     data, text = as_data(measured), as_text(measured)

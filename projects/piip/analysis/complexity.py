@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from detectron2.modeling import FPN, GeneralizedRCNN
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from torch import Tensor, nn
@@ -104,8 +105,8 @@ def analyze(model: nn.Module, size: tuple[int, int] | None = None) -> Complexity
     """Counts the true cost of a detector's or a backbone's inference.
 
     Of a Mask R-CNN (any RPN with Detectron2's standard or cascaded heads) all layers are counted: the box head on as
-    many proposals and the mask head on as many detections as the model keeps at most. So are those of a DINO. Of other
-    detectors only the backbone is, and the notes say so.
+    many proposals and the mask head on as many detections as the model keeps at most. So are those of a RetinaNet and
+    a DINO. Of other detectors only the backbone is, and the notes say so.
 
     Args:
         model: on any device; it stays as it is.
@@ -160,6 +161,8 @@ class _Inference(nn.Module):
             padding = torch.zeros(len(image), *image.shape[-2:], dtype=torch.bool, device=image.device)
             queries = model.transformer([features[name] for name in model.in_features], padding).proposal_boxes
             self.notes.append(f"decoder: {queries.shape[1]} queries")
+        if isinstance(model, DenseDetector):
+            model.head([features[name] for name in model.head_in_features])
         if not isinstance(model, GeneralizedRCNN):
             return
         proposals, heads = model.proposal_generator, model.roi_heads

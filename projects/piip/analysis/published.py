@@ -1,4 +1,4 @@
-"""#Params and #FLOPs as the PIIP papers count them.
+"""#Params and #FLOPs as the papers count them, and in particular those of PIIP.
 
 Most published numbers of the detectors do not describe the detectors. They were counted on the classification form of
 the network at the detector's resolutions:
@@ -31,12 +31,13 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..layers import DeformAttn
-from ..modeling import PIIP, PIIPClassifier, SingleBranch
+from ..modeling import PIIP, LSNetClassifier, PIIPClassifier, SingleBranch
 from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.branches import Branch, ConvNeXtBranch, InternViTBranch, ViTBranch
 from ..modeling.interaction import Injector, InteractionUnit
 from ..modeling.merging import StageMerge
 from .cost import Cost
+from .published_lsnet import lsnet_cost
 
 __all__ = ["branch_cost", "published_cost"]
 
@@ -44,7 +45,9 @@ _CLASSES = 1000
 
 
 def published_cost(model: nn.Module, resolution: int = 1024) -> dict[str, Cost]:
-    """Counts a PIIP, or a single branch, by the papers' method; weights are not looked at, so meta tensors do.
+    """Counts a PIIP, a single branch or an LSNet classifier by the papers' method.
+
+    Weights are not looked at, so meta tensors do.
 
     Args:
         model: the backbone, or a detector that contains it.
@@ -58,10 +61,13 @@ def published_cost(model: nn.Module, resolution: int = 1024) -> dict[str, Cost]:
     Raises:
         ConfigError: for a model that has neither, or has a branch that the papers' method does not cover.
     """
+    if classifier := next((m for m in model.modules() if isinstance(m, LSNetClassifier)), None):
+        return {"network": lsnet_cost(classifier)}
     backbone = next((m for m in model.modules() if isinstance(m, BranchPyramid | SingleBranch)), None)
     if backbone is None:
         raise ConfigError(
-            f"the papers' counting covers PIIPs and single branches, and {type(model).__name__} contains neither."
+            "the papers' counting covers PIIP, single branches and LSNet classifiers, and "
+            f"{type(model).__name__} contains none."
         )
     if isinstance(backbone, SingleBranch):
         branch = backbone.branch

@@ -130,11 +130,15 @@ def as_data(measured: Mapping[str, Measured]) -> dict[str, dict[str, float | Non
     return data
 
 
+def _short(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
 def _printed(config: str, cost: Measured, nothing: str) -> list[list[str]]:
     """Published, recounted and true #Params, and the same of #FLOPs, as tables show them."""
     columns = zip(("params_M", "flops_G"), _millions(cost.recounted), _millions(cost.true.total), strict=True)
     return [
-        [published()[config][key] or nothing, *(nothing if v is None else f"{v:.1f}" for v in (recounted, true))]
+        [published()[config][key] or nothing, *(nothing if v is None else _short(v) for v in (recounted, true))]
         for key, recounted, true in columns
     ]
 
