@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError
 from ..modeling.branch_pyramid import BranchPyramid
-from ..modeling.branches import BEiTBranch, Branch, ConvNeXtBranch
+from ..modeling.branches import BEiTBranch, Branch, ConvNeXtBranch, LSNetBranch
 from ..modeling.branches.beit import relative_position_index
+from ..modeling.lsnet import LSNet, LSNetBody, LSNetClassifier
 from ..modeling.piip import PIIP
 from ..modeling.piip_classifier import PIIPClassifier
 from ..modeling.single_branch import SingleBranch
 from .files import atomic_path
 from .official import official_names
+from .official_lsnet import fit_anchors, indices
 
 __all__ = ["DTYPES", "check_target", "released_extras", "to_official", "write_weights"]
 
@@ -30,7 +32,7 @@ def to_official(module: nn.Module, state_dict: Mapping[str, Tensor] | None = Non
     (:func:`released_extras`), so that the released code can load the result strictly.
 
     Args:
-        module: a PIIP or SingleBranch backbone, a PIIPClassifier, or a model around one; also on the meta device, if
+        module: a PIIP, SingleBranch or LSNet backbone, a classifier, or a model around one; also on the meta device, if
             ``state_dict`` is given.
         state_dict: weights by the names of the module; by default its own.
 
@@ -49,7 +51,7 @@ def to_official(module: nn.Module, state_dict: Mapping[str, Tensor] | None = Non
             f"this {type(module).__name__}."
         )
     names = official_names(module)
-    out = {names[name]: tensor for name, tensor in state.items() if name in names}
+    out = fit_anchors(module, {names[name]: tensor for name, tensor in state.items() if name in names}, inverse=True)
     like = next((tensor for tensor in out.values() if tensor.is_floating_point()), torch.empty(0))
     for name, tensor in released_extras(module).items():
         out.setdefault(name, tensor.to(like.dtype) if tensor.is_floating_point() else tensor)
@@ -67,6 +69,8 @@ def released_extras(module: nn.Module) -> dict[str, Tensor]:
     """
     if isinstance(module, Branch):
         return next((_EXTRAS[kind](module) for kind in type(module).__mro__ if kind in _EXTRAS), {})
+    if isinstance(module, LSNetBody):
+        return indices(module)
     if isinstance(module, SingleBranch):
         return released_extras(module.branch)
     if isinstance(module, BranchPyramid):
@@ -80,9 +84,9 @@ def released_extras(module: nn.Module) -> dict[str, Tensor]:
             extras |= _unused_finest_level(module.merge.out_channels)
         return extras
     for child in module.modules():
-        if isinstance(child, PIIPClassifier):
+        if isinstance(child, PIIPClassifier | LSNetClassifier):
             return released_extras(child)
-        if isinstance(child, PIIP | SingleBranch):
+        if isinstance(child, PIIP | SingleBranch | LSNet):
             return {f"backbone.{name}": tensor for name, tensor in released_extras(child).items()}
     raise TypeError(f"{type(module).__name__} contains no backbone that has released checkpoints")
 
@@ -109,7 +113,11 @@ def _beit_extras(branch: BEiTBranch) -> dict[str, Tensor]:
     }
 
 
-_EXTRAS: dict[type[Branch], Callable] = {ConvNeXtBranch: _convnext_extras, BEiTBranch: _beit_extras}
+_EXTRAS: dict[type[Branch], Callable] = {
+    ConvNeXtBranch: _convnext_extras,
+    BEiTBranch: _beit_extras,
+    LSNetBranch: indices,
+}
 
 
 def write_weights(

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..modeling.lsnet import VARIANTS
+
 __all__ = ["BranchLook", "InteractionLook", "branches_of", "describe", "interactions_of", "look_at", "looks_of"]
 
 _BRANCH = re.compile(r"(?:^|\.)(branch|branches\.)(\d+)\.(.+)$")
-_SINGLE = re.compile(r"^(?:backbone\.)?(?:bottom_up\.)?(?:branch\.)?")
+_SINGLE = re.compile(r"^(?:backbone\.|network\.)?(?:bottom_up\.)?(?:branch\.)?")
 _BLOCK = re.compile(r"^(?:blocks|layers)\.(\d+)\.")
+_LSNET_BLOCK = re.compile(r"^(blocks[1-4]\.\d+)\.ffn\.m\.pw2\.c\.weight$")
 _CONVNEXT_BLOCK = re.compile(r"(stages\.\d+\.(?:blocks|layers)\.\d+)\.(?:conv_dw|dwconv)\.weight$")
 
 _INTERACTION = re.compile(r"(?:^|\.)interactions\.(\d+)\.([^.]+)\.")
@@ -30,8 +33,13 @@ _DETECTORS = {
     "Cascade Mask R-CNN": r"^roi_heads?\.(bbox_head|box_head)\.\d\.",
     "Mask R-CNN": r"^roi_heads?\.mask_head\.",
     "Faster R-CNN": r"^roi_heads?\.(bbox_head|box_head)\.",
+    "RetinaNet": r"^(bbox_head\.retina_|head\.cls_subnet\.)",
+    "Semantic FPN": r"^(decode_head\.scale_heads|sem_seg_head\.p\d)\.",
     "UperNet": r"^decode_head\.",
-    "classifier": r"^(?:branch\d+\.head|cls_head|(?:model\.)?heads\.\d+\.fc|(?:model\.)?head\.fc)\.",
+    "classifier with a distillation head": r"^(?:network\.)?head_dist\.",
+    "classifier": (
+        r"^(?:(?:network\.)?head\.(?:bn|l)|branch\d+\.head|cls_head|(?:model\.)?heads\.\d+\.fc|(?:model\.)?head\.fc)\."
+    ),
 }
 
 
@@ -111,11 +119,19 @@ def look_at(branch: Mapping[str, Tensor]) -> BranchLook | None:
     """Tells family, width and depth of a network by its tensors; None where it is of no known family."""
     if blocks := {match[1]: tensor for name, tensor in branch.items() if (match := _CONVNEXT_BLOCK.search(name))}:
         return BranchLook("ConvNeXt", max(tensor.shape[0] for tensor in blocks.values()), len(blocks))
+    if blocks := {match[1]: tensor for name, tensor in branch.items() if (match := _LSNET_BLOCK.search(name))}:
+        return BranchLook(_lsnet_family(branch), max(tensor.shape[0] for tensor in blocks.values()), len(blocks))
     depth = len({match[1] for name in branch if (match := _BLOCK.match(name))})
     patches = next((tensor for name, tensor in branch.items() if name.endswith("patch_embed.proj.weight")), None)
     if not depth or patches is None:
         return None
     return BranchLook(_transformer_family(branch), patches.shape[0], depth)
+
+
+def _lsnet_family(branch: Mapping[str, Tensor]) -> str:
+    stem = branch.get("patch_embed.4.c.weight")
+    sizes = [size.upper() for size, options in VARIANTS.items() if stem is not None and options["dims"][0] == len(stem)]
+    return "-".join(["LSNet", *sizes])
 
 
 def _transformer_family(branch: Mapping[str, Tensor]) -> str:

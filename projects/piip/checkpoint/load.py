@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.branches import Branch
+from ..modeling.lsnet import LSNetBody
+from ..modeling.lsnet.position_bias import resize_bias_table
 from ..modeling.meta_arch import ImageClassifier
 from ..modeling.piip_classifier import PIIPClassifier
 from ..modeling.single_branch import SingleBranch
@@ -20,6 +22,7 @@ from .describe import BranchLook, branches_of, describe, look_at
 from .files import tensors_of
 from .large import check_memory, fill
 from .official import UNUSED, official_names
+from .official_lsnet import has_lsnet, prepare
 from .resize import resize_patch_embed, resize_pos_embed, resize_relative_position_bias
 from .upstream import upstream_name, upstream_tensors
 from .weights import read_weights
@@ -43,6 +46,7 @@ class LoadReport:
         mismatched: in both, with different shapes (``name: checkpoint shape vs model shape``); left as they were.
         unexpected: in the checkpoint, with no place in the model.
         ignored: in the checkpoint and known not to be needed.
+        absent: in the model, but left out of the checkpoint on purpose; set so that they have no effect.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -51,6 +55,7 @@ class LoadReport:
     mismatched: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -66,21 +71,22 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [", ".join(f"{len(names)} {kind}" for kind, names in vars(self).items())]
-        for kind in ("resized", "missing", "mismatched", "unexpected"):
+        for kind in ("resized", "missing", "mismatched", "unexpected", "absent"):
             if names := getattr(self, kind):
                 lines.append(f"  {kind}: {_some(names, 6)}")
         return "\n".join(lines)
 
 
 def load_official(module: nn.Module, state_dict: Mapping, strict: bool = True) -> LoadReport:
-    """Loads a released PIIP checkpoint into our model.
+    """Loads a released PIIP or LSNet checkpoint into our model.
 
     Takes whole detectors and bare backbones on either side: a detector's backbone is taken out for a backbone, and
     a bare backbone goes to a detector's backbone. The released four-branch detectors may hold a fourth branch as
     wide as the third (the released code builds it from the third one's settings); the model then gets such a branch.
+    The trunk of an LSNet classifier goes into an LSNet for dense tasks, with its attention biases resized.
 
     Args:
-        module: a PIIP or SingleBranch backbone, a PIIPClassifier, or a model around one.
+        module: a PIIP, SingleBranch or LSNet backbone, a classifier, or a model around one.
         state_dict: released names to tensors, or a container of it (``state_dict``, ``module``, ``model``).
         strict: whether anything missing, unexpected or of another shape is an error.
 
@@ -97,6 +103,8 @@ def load_official(module: nn.Module, state_dict: Mapping, strict: bool = True) -
 def _match_official(
     module: nn.Module, tensors: Mapping[str, Tensor], strict: bool
 ) -> tuple[dict[str, Tensor], LoadReport]:
+    if has_lsnet(module):
+        return _match_lsnet(module, tensors, strict)
     tensors = {upstream_name(name): tensor for name, tensor in tensors.items()}
     if any(name.startswith("backbone.") for name in official_names(module).values()):
         if not any(name.startswith("backbone.") for name in tensors):
@@ -122,6 +130,19 @@ def _match_official(
     return fitted, report
 
 
+def _match_lsnet(
+    module: nn.Module, tensors: Mapping[str, Tensor], strict: bool, enough: float = 0.5
+) -> tuple[dict[str, Tensor], LoadReport]:
+    names = official_names(module)
+    prepared, ignored, absent = prepare(module, tensors, names.values())
+    ours = {name: prepared[official] for name, official in names.items() if official in prepared}
+    known = set(names.values())
+    report = LoadReport(unexpected=[name for name in prepared if name not in known], ignored=ignored, absent=absent)
+    # Norms of the outputs are ours alone.
+    expected = [name for name in names if name in ours or ".out_norms." not in f".{name}"]
+    return _fit_all(module, ours, report, expected, tensors, strict, enough)
+
+
 def load_weights(model: nn.Module, source: str, device: str | torch.device = "cpu") -> LoadReport:
     """Loads weights into a model from a file or URI, whatever their format.
 
@@ -132,7 +153,7 @@ def load_weights(model: nn.Module, source: str, device: str | torch.device = "cp
     their memory here, tensor by tensor, so that nothing is ever held twice; the checkpoint must be complete then.
 
     Args:
-        model: any model; released formats need one that contains a PIIP or SingleBranch backbone.
+        model: any model; released formats need one that contains a PIIP, SingleBranch or LSNet.
         source: local path (of a file, or of a folder with an index of several), ``http(s)://``, ``piip://``,
             ``lsnet://`` or ``timm://`` address.
         device: where parameters go that are on the meta device.
@@ -166,6 +187,8 @@ def match_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict
     Raises:
         CheckpointError: when the checkpoint belongs to another model.
     """
+    if isinstance(model, LSNetBody):  # whose names are the released ones
+        return _match_lsnet(model, tensors, strict=False)
     own = model.state_dict()
     if isinstance(model, ImageClassifier) and not any(name in own for name in tensors):
         # Released and pretrained classifiers are bare networks.
@@ -256,6 +279,8 @@ def _match_branch(
     ours = {official.get(name, name): tensor for name, tensor in upstream_tensors(branch, tensors).items()}
     report = LoadReport(ignored=[name for name in ours if name not in own])
     try:
+        if isinstance(branch, LSNetBody):
+            return _match_lsnet(branch, tensors, strict=False, enough=0.75)
         return _fit_all(branch, {k: v for k, v in ours.items() if k in own}, report, own, tensors, False, enough=0.75)
     except CheckpointError as error:
         raise CheckpointError(f"pretrained weights {source!r} of a {len(own)}-tensor branch: {error}") from error
@@ -377,7 +402,7 @@ def _warn_of_gaps(module: nn.Module, report: LoadReport) -> None:
     found = [*report.loaded, *report.resized]
     if any(all(name.startswith(branch) for name in found) for branch in _branches(module)):
         return
-    backbones = [name for name, m in module.named_modules() if isinstance(m, BranchPyramid | SingleBranch)]
+    backbones = [name for name, m in module.named_modules() if isinstance(m, BranchPyramid | SingleBranch | LSNetBody)]
     prefixes = [f"{name}.".lstrip(".") for name in backbones]
     lacking = [name for name in (*report.missing, *report.mismatched) if any(map(name.startswith, prefixes))]
     if lacking:
@@ -401,6 +426,8 @@ def _fit(name: str, tensor: Tensor, own: Tensor) -> Tensor:
         return resize_patch_embed(tensor, own.shape[-1])
     if name.endswith("relative_position_bias_table") and tensor.dim() == 2:
         return _fit_bias(name, tensor, own)
+    if name.endswith("attention_biases") and tensor.dim() == 2 and tensor.shape[0] == own.shape[0]:
+        return resize_bias_table(tensor, own.shape[1])
     return tensor
 
 

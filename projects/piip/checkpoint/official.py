@@ -21,8 +21,11 @@ from ..modeling.branches import (
     ViTBranch,
 )
 from ..modeling.interaction import InteractionUnit
+from ..modeling.lsnet import LSNet, LSNetBody, LSNetClassifier
 from ..modeling.piip_classifier import PIIPClassifier
 from ..modeling.single_branch import SingleBranch
+from .official_lsnet import HEAD_RULES
+from .official_sem_seg import UPERNET_RULES
 
 __all__ = ["UNUSED", "official_names"]
 
@@ -124,8 +127,8 @@ def official_names(module: nn.Module) -> dict[str, str]:
     """The released name of every entry of a module's state dict.
 
     Args:
-        module: a PIIP or SingleBranch backbone, a PIIPClassifier, a branch, an interaction unit, or a model that
-            contains one of the backbones or a PIIPClassifier.
+        module: a PIIP, SingleBranch or LSNet backbone, a classifier, a branch, an interaction unit, or a model that
+            contains one of the backbones or classifiers.
 
     Returns:
         our name -> released name. Buffers that released models do not have (pixel statistics, anchors) are left out.
@@ -141,13 +144,16 @@ def official_names(module: nn.Module) -> dict[str, str]:
         return {name: _unit_name(name) for name in module.state_dict()}
     if isinstance(module, Branch):
         return {name: _branch_name(name, module) for name in module.state_dict()}
+    if isinstance(module, LSNetBody):
+        return {name: name for name in module.state_dict()}
     for prefix, child in module.named_modules():
-        if isinstance(child, PIIPClassifier):
+        if isinstance(child, PIIPClassifier | LSNetClassifier):
             return {f"{prefix}.{ours}": theirs for ours, theirs in official_names(child).items()}
-        if isinstance(child, BranchPyramid | SingleBranch):
+        if isinstance(child, BranchPyramid | SingleBranch | LSNet):
+            rules = HEAD_RULES + UPERNET_RULES + _DETECTOR + _DINO
             names = {f"{prefix}.{ours}": f"backbone.{theirs}" for ours, theirs in official_names(child).items()}
             others = [name for name in module.state_dict() if not name.startswith(f"{prefix}.")]
-            names.update({name: new for name in others if (new := _rename(name, _DETECTOR + _DINO)) != name})
+            names.update({name: new for name in others if (new := _rename(name, rules)) != name})
             return names
     raise TypeError(f"{type(module).__name__} contains no backbone that has released checkpoints")
 
