@@ -7,7 +7,11 @@ Source: LSNet (arXiv:2503.23135), Sec. 3.2.
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
+import os
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +19,12 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..errors import ConfigError
-from .kernels import ska_eager
+from .kernels import ska_cpp, ska_eager
+from .kernels.memory import dense_like
 
-__all__ = ["ska", "ska_reference"]
+__all__ = ["backends", "ska", "ska_reference"]
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -47,7 +54,8 @@ def ska(x: Tensor, w: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype(device)
         x, w = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, w))
     _check(x, w)
-    return _ska(x, w)
+    # Rounding is part of the operator; doing it here saves the backward pass from keeping more than is used.
+    return _ska(x, w.to(x.dtype))
 
 
 def ska_reference(x: Tensor, w: Tensor) -> Tensor:
@@ -83,24 +91,52 @@ def _check(x: Tensor, w: Tensor) -> None:
         )
 
 
+@functools.cache
+def backends() -> dict[str, ModuleType]:
+    """What may run the operator, by name, preferred ones first.
+
+    Modules with ``forward(x, w)``, ``backward(grad, x, w)`` and ``obstacle(x, w)``, which says why these tensors cannot
+    be taken, or None. All want weights of the dtype of ``x``.
+    """
+    return {"cpp": ska_cpp, "eager": ska_eager}
+
+
+def _backend(x: Tensor, w: Tensor) -> ModuleType:
+    """Triton on a GPU, C++ on the CPU, and plain PyTorch for what they cannot take or if ``PIIP_KERNELS=eager``."""
+    setting = os.environ.get("PIIP_KERNELS", "auto")
+    if setting not in ("auto", "eager"):
+        raise ConfigError(f"PIIP_KERNELS is {setting!r}; set it to 'auto' or 'eager', or unset it.")
+    module = backends().get({"cuda": "triton", "cpu": "cpp"}.get(x.device.type, ""))
+    if setting == "auto" and module is not None and x.numel():
+        if (obstacle := module.obstacle(x, w)) is None:
+            return module
+        _log_once(f"SKA runs as plain PyTorch, slower than {module.__name__.rpartition('_')[2]}, for {obstacle}.")
+    return ska_eager
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    logger.info(message)
+
+
 @torch.library.custom_op("piip::ska", mutates_args=())
 def _ska(x: Tensor, w: Tensor) -> Tensor:
-    return ska_eager.forward(x, w)
+    return _backend(x, w).forward(x, w)
 
 
 @_ska.register_fake
 def _(x: Tensor, w: Tensor) -> Tensor:
-    return ska_eager.like(x)
+    return dense_like(x)
 
 
 @torch.library.custom_op("piip::ska_backward", mutates_args=())
 def _ska_backward(grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    return ska_eager.backward(grad, x, w)
+    return _backend(x, w).backward(grad, x, w)
 
 
 @_ska_backward.register_fake
 def _(grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    return ska_eager.like(x), torch.empty_like(w)
+    return dense_like(x), torch.empty_like(w)
 
 
 def _save_inputs(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

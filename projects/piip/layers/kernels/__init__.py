@@ -1,1 +1,5 @@
-"""What operators run on: plain PyTorch, C++ and Triton. Which one is chosen is decided by the operator."""
+"""What operators run on: plain PyTorch, C++ built on demand, Triton.
+
+Each module of an operator has ``forward``, ``backward`` and ``obstacle(x, w)``, which says why it cannot take these
+tensors. The operator chooses between them.
+"""

@@ -14,30 +14,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["backward", "forward", "is_channels_last", "like"]
+from .memory import dense_like, is_channels_last
+
+__all__ = ["backward", "forward", "obstacle"]
 
 # Elements of x per block, whose buffers then take 4 MB in float32.
 _BLOCK = 256 * 1024
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of ``x`` come last in memory; what can be seen both ways counts as contiguous."""
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def like(x: Tensor) -> Tensor:
-    """An empty tensor as the operator returns it for ``x``: channels-last if ``x`` is, else contiguous."""
-    return torch.empty_like(x, memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
+def obstacle(x: Tensor, w: Tensor) -> None:
+    """There is none."""
+    return
 
 
 def forward(x: Tensor, w: Tensor) -> Tensor:
     """See :func:`piip.layers.ska`."""
-    out = like(x)
+    out = dense_like(x)
     if missing := -x.shape[1] % w.shape[1]:
         return out.copy_(forward(_more_channels(x, missing), w)[:, : x.shape[1]])
     maps = _FlatMaps(x, w)
     for block_x, block_w, block_out in maps.blocks(x, w, out):
-        padded, weights = maps.spread(block_x, maps.margin), maps.spread(block_w.to(x.dtype))
+        padded, weights = maps.spread(block_x, maps.margin), maps.spread(block_w)
         total = maps.zeros(block_x, maps.length, maps.sum_dtype)
         for tap, offset in enumerate(maps.offsets):
             _add_product(total, padded[..., offset : offset + maps.length], weights[:, tap : tap + 1])
@@ -47,20 +44,20 @@ def forward(x: Tensor, w: Tensor) -> Tensor:
 
 def backward(grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`forward` with respect to ``x`` and ``w``."""
-    gx, gw = like(x), torch.empty_like(w)
+    gx, gw = dense_like(x), torch.empty_like(w)
     if missing := -x.shape[1] % w.shape[1]:
         more, gw = backward(_more_channels(grad, missing), _more_channels(x, missing), w)
         return gx.copy_(more[:, : x.shape[1]]), gw
     maps = _FlatMaps(x, w)
     for block_x, block_w, block_grad, block_gx, block_gw in maps.blocks(x, w, grad, gx, gw):
-        padded, weights = maps.spread(block_x, maps.margin), maps.spread(block_w.to(x.dtype))
+        padded, weights = maps.spread(block_x, maps.margin), maps.spread(block_w)
         grads, product = maps.spread(block_grad), maps.zeros(block_x, maps.length, maps.dtype)
         total = maps.zeros(block_x, maps.length + 2 * maps.margin, maps.sum_dtype)
         for tap, offset in enumerate(maps.offsets):
             here = slice(offset, offset + maps.length)
             _add_product(total[..., here], grads, weights[:, tap : tap + 1])
             torch.mul(grads, padded[..., here], out=product)
-            block_gw[:, tap] = maps.gather(product.sum(dim=1, dtype=maps.sum_dtype)).to(x.dtype)
+            block_gw[:, tap] = maps.gather(product.sum(dim=1, dtype=maps.sum_dtype))
         block_gx.copy_(maps.gather(total, maps.margin))
     return gx, gw
 

@@ -1,0 +1,59 @@
+"""SKA on the CPU by the C++ kernels of ``ska_cpu.cpp``: float32, float64 and bfloat16, 3x3 taps, J a divisor of C."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .cpu_library import load_library
+from .memory import dense, dense_like, is_channels_last
+
+__all__ = ["backward", "forward", "obstacle"]
+
+_SOURCE = Path(__file__).with_name("ska_cpu.cpp")
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def obstacle(x: Tensor, w: Tensor) -> str | None:
+    """Why the kernels cannot take these tensors, or None."""
+    if x.device.type != "cpu":
+        return f"{x.device.type} tensors"
+    if x.dtype not in _DTYPES:
+        return f"{x.dtype}"
+    if w.shape[2] != 9:
+        return f"{w.shape[2]} taps"
+    if x.shape[1] % w.shape[1]:
+        return f"{x.shape[1]} channels with {w.shape[1]} weight channels"
+    return None if load_library(_SOURCE) else "want of its library"
+
+
+def forward(x: Tensor, w: Tensor) -> Tensor:
+    """See :func:`piip.layers.ska`."""
+    x, out = dense(x), dense_like(x)
+    _call("forward", x, w, x, w, _strides(w), out)
+    return out
+
+
+def backward(grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`forward` with respect to ``x`` and ``w``."""
+    x, gx, gw = dense(x), dense_like(x), torch.empty_like(w)
+    _call("backward", x, w, dense(grad, like=x), x, w, _strides(w), gx, gw, _strides(gw))
+    return gx, gw
+
+
+def _call(name: str, x: Tensor, w: Tensor, *arguments: Tensor | ctypes.Array) -> None:
+    function = getattr(load_library(_SOURCE), f"ska_{name}_{str(x.dtype).removeprefix('torch.')}")
+    b, c, height, width = x.shape
+    pointers = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
+    function(int(is_channels_last(x)), _int64s(b, c, w.shape[1], height, width), *pointers, torch.get_num_threads())
+
+
+def _strides(w: Tensor) -> ctypes.Array:
+    return _int64s(*w.stride())
+
+
+def _int64s(*numbers: int) -> ctypes.Array:
+    return (ctypes.c_int64 * len(numbers))(*numbers)

@@ -1,0 +1,322 @@
+// SKA with 3x3 taps on the CPU, forward and both gradients in one pass.
+//
+// Needs only a C++17 compiler that knows GCC's vector types; with OpenMP it runs on several threads.
+//
+// Work is cut into tiles of a few rows. A tile is packed into rows with one zero between them, between rows of zeros
+// where the map ends, so that every tap is one offset for all pixels. Packing also converts to the type of the sums,
+// takes weights of any strides, and fills vectors up. Two small loops over vectors then do all arithmetic, for both
+// memory layouts: vectors run along the pixels of one weight channel where channels come first in memory, along the
+// J weight channels of one pixel where they come last. The C / J channels that share weights are called groups.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+
+namespace {
+
+constexpr int kTaps = 9;
+constexpr int64_t kTileElements = 16 * 1024;  // of x; the buffers of a tile then fit the second-level cache
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+struct BFloat16 {
+  uint16_t bits;
+  BFloat16() = default;
+  explicit BFloat16(float value) {
+    uint32_t word;
+    std::memcpy(&word, &value, 4);
+    // To the nearest, ties to even; NaN stays NaN.
+    bits = value != value ? 0x7fc0 : (word + 0x7fff + ((word >> 16) & 1)) >> 16;
+  }
+  explicit operator float() const {
+    uint32_t word = uint32_t(bits) << 16;
+    float value;
+    std::memcpy(&value, &word, 4);
+    return value;
+  }
+};
+
+// Aligned like one element: vectors start anywhere.
+template <typename A>
+struct Simd {
+  typedef A Vector __attribute__((vector_size(kVectorBytes), aligned(sizeof(A)), may_alias));
+  static constexpr int64_t width = kVectorBytes / sizeof(A);
+  static int64_t round_up(int64_t n) { return (n + width - 1) / width * width; }
+  static Vector& at(A* p) { return *reinterpret_cast<Vector*>(p); }
+  static const Vector& at(const A* p) { return *reinterpret_cast<const Vector*>(p); }
+};
+
+struct Offsets {
+  int64_t of[kTaps];
+};
+
+// out[g][i] = sum over taps k of x[g][x_taps[k] + i] * w[w_taps[k] + i]
+template <typename A>
+inline void sum_taps(int64_t lanes, int64_t groups, int64_t group_step, const A* x, const Offsets& x_taps, const A* w,
+                     const Offsets& w_taps, A* out) {
+  using S = Simd<A>;
+  for (int64_t i = 0; i < lanes; i += S::width) {
+    typename S::Vector weight[kTaps];
+    for (int k = 0; k < kTaps; ++k) weight[k] = S::at(w + w_taps.of[k] + i);
+    for (int64_t g = 0; g < groups; ++g) {
+      const A* here = x + g * group_step + i;
+      typename S::Vector sum = S::at(here + x_taps.of[0]) * weight[0];
+      for (int k = 1; k < kTaps; ++k) sum += S::at(here + x_taps.of[k]) * weight[k];
+      S::at(out + g * group_step + i) = sum;
+    }
+  }
+}
+
+// gw[k][i] = sum over groups g of x[g][x_taps[k] + i] * grad[g][i]
+template <typename A>
+inline void sum_groups(int64_t lanes, int64_t groups, int64_t group_step, const A* x, const Offsets& x_taps,
+                       const A* grad, A* gw, int64_t tap_step) {
+  using S = Simd<A>;
+  for (int64_t i = 0; i < lanes; i += S::width) {
+    typename S::Vector sum[kTaps] = {};
+    for (int64_t g = 0; g < groups; ++g) {
+      const A* here = x + g * group_step + i;
+      const typename S::Vector factor = S::at(grad + g * group_step + i);
+      for (int k = 0; k < kTaps; ++k) sum[k] += S::at(here + x_taps.of[k]) * factor;
+    }
+    for (int k = 0; k < kTaps; ++k) S::at(gw + k * tap_step + i) = sum[k];
+  }
+}
+
+template <typename From, typename To>
+inline void copy(int64_t n, const From* from, int64_t from_step, To* to, int64_t to_step) {
+  if (from_step == 1 && to_step == 1) {
+    if constexpr (std::is_same_v<From, To>)
+      std::memcpy(to, from, n * sizeof(To));  // rows are short: this is twice as fast as the loop
+    else
+      for (int64_t i = 0; i < n; ++i) to[i] = static_cast<To>(from[i]);
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i * to_step] = static_cast<To>(from[i * from_step]);
+  }
+}
+
+// A tensor in memory; strides are in elements. "Part" is the group of a channel, or the tap of a weight.
+template <typename T>
+struct View {
+  T* data;
+  int64_t parts, image, part, j, row, column;
+};
+
+// The memory of a packed tile, in elements.
+struct Packed {
+  int64_t pixel, part;
+};
+
+template <typename T, typename A>
+class Ska {
+ public:
+  Ska(bool channels_last, const int64_t* sizes)
+      : channels_last(channels_last), batch(sizes[0]), j(sizes[2]), height(sizes[3]), width(sizes[4]) {
+    groups = sizes[1] / j;
+    const int64_t row = width * groups * (channels_last ? j : 1);
+    rows = std::clamp<int64_t>(kTileElements / std::max<int64_t>(row, 1), 1, std::max<int64_t>(height, 1));
+    pitch = width + channels_last;
+    lanes = Simd<A>::round_up(channels_last ? j : rows * pitch);
+    // What vectors of the last pixels reach.
+    pixels = 2 * pitch + 2 + Simd<A>::round_up(rows * pitch);
+    maps = channels_last ? Packed{groups * lanes, lanes} : Packed{1, pixels};
+    weights = channels_last ? Packed{kTaps * lanes, lanes} : Packed{1, pixels};
+    for (int k = 0; k < kTaps; ++k) {
+      const int64_t there = k / 3 * pitch + k % 3, back = (2 - k / 3) * pitch + 2 - k % 3;
+      taps.of[k] = there * maps.pixel;
+      taps_back.of[k] = back * maps.pixel;
+      own_weight.of[k] = k * weights.part;
+      weight_back.of[k] = k * weights.part + back * weights.pixel;
+    }
+  }
+
+  View<T> map(T* data) const {
+    const int64_t c = groups * j, plane = height * width;
+    if (channels_last) return {data, groups, plane * c, j, 1, width * c, c};
+    return {data, groups, plane * c, plane * j, plane, width, 1};
+  }
+
+  View<T> weight(T* data, const int64_t* strides) const {
+    return {data, kTaps, strides[0], strides[2], strides[1], strides[3], strides[4]};
+  }
+
+  void forward(View<T> x, View<T> w, View<T> out, int threads) const {
+    const int64_t inputs = map_size() + weight_size();
+    for_tiles(threads, inputs, map_size(), [&](const Tile& tile, A* buffer) {
+      A *in = buffer, *weight = in + map_size(), *sum = buffer + inputs;
+      pack(tile, 1, x, in, maps);
+      pack(tile, 0, w, weight, weights);
+      zero_sideways(tile, 0, weight);
+      for_vectors(tile, [&](int64_t pixel, int64_t n) {
+        sum_taps(n, groups, maps.part, in + pixel * maps.pixel, taps, weight + pixel * weights.pixel, own_weight,
+                 sum + pixel * maps.pixel);
+      });
+      unpack(tile, out, sum, maps);
+    });
+  }
+
+  void backward(View<T> grad, View<T> x, View<T> w, View<T> gx, View<T> gw, int threads) const {
+    const int64_t inputs = 2 * map_size() + weight_size();
+    for_tiles(threads, inputs, map_size() + weight_size(), [&](const Tile& tile, A* buffer) {
+      A *in = buffer, *out_grad = in + map_size(), *weight = out_grad + map_size();
+      A *x_grad = buffer + inputs, *w_grad = x_grad + map_size();
+      pack(tile, 1, x, in, maps);
+      pack(tile, 1, grad, out_grad, maps);
+      pack(tile, 1, w, weight, weights);
+      zero_sideways(tile, 1, weight);
+      const A* centre = out_grad + (pitch + 1) * maps.pixel;
+      for_vectors(tile, [&](int64_t pixel, int64_t n) {
+        sum_taps(n, groups, maps.part, out_grad + pixel * maps.pixel, taps_back, weight + pixel * weights.pixel,
+                 weight_back, x_grad + pixel * maps.pixel);
+        sum_groups(n, groups, maps.part, in + pixel * maps.pixel, taps, centre + pixel * maps.pixel,
+                   w_grad + pixel * weights.pixel, weights.part);
+      });
+      unpack(tile, gx, x_grad, maps);
+      zero_sideways(tile, 0, w_grad);
+      unpack(tile, gw, w_grad, weights);
+    });
+  }
+
+ private:
+  struct Tile {
+    int64_t image, channel, top, bottom;
+  };
+
+  int64_t map_size() const { return pixels * (channels_last ? maps.pixel : groups); }
+  int64_t weight_size() const { return pixels * (channels_last ? weights.pixel : kTaps); }
+
+  template <typename Work>
+  void for_tiles(int threads, int64_t inputs, int64_t outputs, const Work& work) const {
+    const int64_t bands = (height + rows - 1) / rows, channels = channels_last ? 1 : j;
+    const int64_t count = batch * channels * bands;
+    threads = int(std::clamp<int64_t>(batch * groups * j * height * width / kTileElements, 1, threads));
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+      const std::unique_ptr<A[]> buffer(new A[inputs + outputs]);
+      std::fill_n(buffer.get(), inputs, A(0));  // the zeros between rows, which packing leaves alone
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t top = i % bands * rows;
+        work(Tile{i / bands / channels, i / bands % channels, top, std::min(top + rows, height)}, buffer.get());
+      }
+    }
+  }
+
+  // Calls step(first pixel, vector lanes) until all pixels of a tile are done.
+  template <typename Step>
+  void for_vectors(const Tile& tile, const Step& step) const {
+    const int64_t count = tile.bottom - tile.top;
+    if (!channels_last) return step(0, count * pitch);
+    for (int64_t y = 0; y < count; ++y)
+      for (int64_t x = 0; x < width; ++x) step(y * pitch + x, lanes);
+  }
+
+  // Copies a tile, and `margin` pixels around it, into its buffer; zeros stand for rows outside the map.
+  void pack(const Tile& tile, int64_t margin, const View<T>& view, A* buffer, Packed packed) const {
+    const int64_t first = tile.top - margin, from = std::max<int64_t>(first, 0);
+    const int64_t last = tile.bottom + margin, to = std::min(last, height);
+    A* rows = buffer + margin * packed.pixel;
+    zero_rows(view.parts, 0, from - first, rows, packed);
+    zero_rows(view.parts, to - first, last - first, rows, packed);
+    for_runs(tile, from, to, view, rows + (from - first) * pitch * packed.pixel, packed,
+             [](int64_t n, T* there, int64_t step, A* here, int64_t to_step) { copy(n, there, step, here, to_step); });
+  }
+
+  void unpack(const Tile& tile, const View<T>& view, A* buffer, Packed packed) const {
+    for_runs(tile, tile.top, tile.bottom, view, buffer, packed,
+             [](int64_t n, T* there, int64_t step, A* here, int64_t from_step) { copy(n, here, from_step, there, step); });
+  }
+
+  void zero_rows(int64_t parts, int64_t from, int64_t to, A* rows, Packed packed) const {
+    if (from >= to) return;
+    if (channels_last) return (void)std::fill_n(rows + from * pitch * packed.pixel, (to - from) * pitch * packed.pixel, A(0));
+    for (int64_t part = 0; part < parts; ++part) std::fill_n(rows + part * packed.part + from * pitch, (to - from) * pitch, A(0));
+  }
+
+  // Where channels come first, a step to the left or right of a row leads into another one: such taps weigh nothing.
+  void zero_sideways(const Tile& tile, int64_t margin, A* weight) const {
+    if (channels_last) return;
+    const int64_t count = tile.bottom - tile.top + 2 * margin;
+    for (int k = 0; k < kTaps; ++k) {
+      if (k % 3 == 1) continue;
+      A* column = weight + k * weights.part + margin + (k % 3 ? width - 1 : 0);
+      for (int64_t y = 0; y < count; ++y) column[y * pitch] = A(0);
+    }
+  }
+
+  // Calls run(count, tensor, step, buffer, step) for the elements of rows, in runs as long as memory allows.
+  template <typename Run>
+  void for_runs(const Tile& tile, int64_t from, int64_t to, const View<T>& view, A* rows, Packed packed, const Run& run) const {
+    T* image = view.data + tile.image * view.image + tile.channel * view.j;
+    if (!channels_last && view.column == 1 && view.row == width) {
+      for (int64_t part = 0; part < view.parts; ++part)
+        run((to - from) * width, image + part * view.part + from * view.row, 1, rows + part * packed.part, 1);
+      return;
+    }
+    for (int64_t y = from; y < to; ++y) {
+      T* there = image + y * view.row;
+      A* row = rows + (y - from) * pitch * packed.pixel;
+      if (!channels_last) {
+        for (int64_t part = 0; part < view.parts; ++part)
+          run(width, there + part * view.part, view.column, row + part * packed.part, 1);
+      } else if (view.j == 1 && view.part == j && view.column == packed.pixel) {
+        run(width * packed.pixel, there, 1, row, 1);
+      } else if (view.part == 1) {  // as a convolution of channels-last memory writes weights: taps of a channel in a row
+        for (int64_t x = 0; x < width; ++x)
+          for (int64_t channel = 0; channel < j; ++channel)
+            run(view.parts, there + x * view.column + channel * view.j, 1, row + x * packed.pixel + channel, packed.part);
+      } else {
+        for (int64_t x = 0; x < width; ++x)
+          for (int64_t part = 0; part < view.parts; ++part)
+            run(j, there + x * view.column + part * view.part, view.j, row + x * packed.pixel + part * packed.part, 1);
+      }
+    }
+  }
+
+  bool channels_last;
+  int64_t batch, groups, j, height, width;
+  int64_t rows, pitch, lanes, pixels;
+  Packed maps, weights;
+  Offsets taps, taps_back, own_weight, weight_back;
+};
+
+template <typename T, typename A>
+void run_forward(bool channels_last, const int64_t* sizes, void* x, void* w, const int64_t* w_strides, void* out,
+                 int threads) {
+  Ska<T, A> ska(channels_last, sizes);
+  ska.forward(ska.map((T*)x), ska.weight((T*)w, w_strides), ska.map((T*)out), threads);
+}
+
+template <typename T, typename A>
+void run_backward(bool channels_last, const int64_t* sizes, void* grad, void* x, void* w, const int64_t* w_strides,
+                  void* gx, void* gw, const int64_t* gw_strides, int threads) {
+  Ska<T, A> ska(channels_last, sizes);
+  ska.backward(ska.map((T*)grad), ska.map((T*)x), ska.weight((T*)w, w_strides), ska.map((T*)gx),
+               ska.weight((T*)gw, gw_strides), threads);
+}
+
+}  // namespace
+
+// Maps are dense, NCHW or NHWC. sizes: B, C, J, H, W. Strides of weights: B, J, tap, H, W.
+#define SKA_KERNELS(NAME, T, A)                                                                                      \
+  extern "C" void ska_forward_##NAME(int channels_last, const int64_t* sizes, void* x, void* w,                      \
+                                     const int64_t* w_strides, void* out, int threads) {                             \
+    run_forward<T, A>(channels_last, sizes, x, w, w_strides, out, threads);                                          \
+  }                                                                                                                  \
+  extern "C" void ska_backward_##NAME(int channels_last, const int64_t* sizes, void* grad, void* x, void* w,         \
+                                      const int64_t* w_strides, void* gx, void* gw, const int64_t* gw_strides,       \
+                                      int threads) {                                                                 \
+    run_backward<T, A>(channels_last, sizes, grad, x, w, w_strides, gx, gw, gw_strides, threads);                    \
+  }
+
+SKA_KERNELS(float32, float, float)
+SKA_KERNELS(float64, double, double)
+SKA_KERNELS(bfloat16, BFloat16, float)
