@@ -30,7 +30,7 @@ from .official_sem_seg import UPERNET_RULES
 __all__ = ["UNUSED", "official_names"]
 
 # What released checkpoints carry without any use, and our models do not have.
-UNUSED = re.compile(r"(?:^|\.)convnext_model\.layernorm\.|\.attn\.relative_position_index$")
+UNUSED = re.compile(r"(?:^|\.)convnext_model\.layernorm\.|\.attn\.relative_position_index$|\.attention_bias_idxs$")
 
 # One entry per branch family; a family without its own has the rules of the class that it derives from.
 _BRANCHES: dict[type[Branch], list] = {
