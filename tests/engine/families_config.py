@@ -11,6 +11,7 @@ from piip.modeling import (
     BEiTBranch,
     ConvNeXtBranch,
     InternViTBranch,
+    LSNetBranch,
     SingleBranch,
     TimmBranch,
     UniPerceiverBranch,
@@ -55,6 +56,7 @@ families = {
         interaction_indexes=[[[k, k] for k in range(4)], stages],
         out_interaction_indexes=[0, 1, 2],
     ),
+    "lsnet": pyramid(L(LSNetBranch)(dims=(16, 32, 48, 64), depths=(0, 2, 2, 2), drop_path_rate=0.1)),
     "single": L(SingleBranch)(branch=L(InternViTBranch)(**size)),
 }
 

@@ -5,7 +5,15 @@ Each is a tiny network description, not a network: using one loads and builds no
 
 from detectron2.config import LazyCall as L
 
-from piip.modeling.branches import BEiTBranch, ConvNeXtBranch, InternViTBranch, UniPerceiverBranch, ViTBranch
+from piip.modeling.branches import (
+    BEiTBranch,
+    ConvNeXtBranch,
+    InternViTBranch,
+    LSNetBranch,
+    UniPerceiverBranch,
+    ViTBranch,
+)
+from piip.modeling.lsnet import VARIANTS
 
 # DeiT has no layer scale in its weights: it stays at one. S and B are for classifiers.
 deit_tiny = L(ViTBranch)(
@@ -247,3 +255,8 @@ convnext_small = L(ConvNeXtBranch)(
 convnext_base = L(ConvNeXtBranch)(
     depths=[3, 3, 27, 3], dims=[128, 256, 512, 1024], drop_path_rate=0.4, weights="timm://convnext_base.fb_in1k"
 )
+
+# LSNet, trained on ImageNet-1k.
+lsnet_tiny = L(LSNetBranch)(**VARIANTS["t"], weights="lsnet://lsnet_t.pth")
+lsnet_small = L(LSNetBranch)(**VARIANTS["s"], weights="lsnet://lsnet_s.pth")
+lsnet_base = L(LSNetBranch)(**VARIANTS["b"], weights="lsnet://lsnet_b.pth")

@@ -31,7 +31,8 @@ class BranchPyramid(nn.Module):
     Args:
         branches: one :class:`~piip.modeling.branches.Branch` per resolution.
         resolutions: pixels per side each branch is meant for; only their ratios change the result, the network
-            accepts any input size that is a multiple of the first branch's stride.
+            accepts any input size that is a multiple of the first branch's stride (any at all if that branch rounds
+            sizes up).
         interaction_indexes: the number of interaction steps, for which the blocks of every branch are split as
             evenly as possible (larger groups last), or the inclusive ``[first, last]`` block ranges of every step,
             one list per branch.
@@ -64,7 +65,7 @@ class BranchPyramid(nn.Module):
         branches, resolutions = list(branches), [int(r) for r in resolutions]
         _check_resolutions(branches, resolutions)
         self.resolutions = resolutions
-        self.input_stride = max(branches[0].strides)
+        self.input_stride = 1 if branches[0].rounds_up else max(branches[0].strides)
         self.branches = nn.ModuleList(branches)
         self.groups = _check_groups(branches, interaction_indexes)
         self.interaction_kwargs = _check_interaction(interaction or {})

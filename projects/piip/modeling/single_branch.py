@@ -37,7 +37,7 @@ class SingleBranch(PyramidBackbone):
     ) -> None:
         super().__init__(size_divisibility)
         self.branch = branch
-        self.input_stride = branch.strides[-1]
+        self.input_stride = 1 if branch.rounds_up else branch.strides[-1]
         # The last block of every stage.
         self.ends = [i for i, s in enumerate(branch.strides) if s != (*branch.strides, None)[i + 1]]
         widths, strides = ([values[i] for i in self.ends] for values in (branch.out_channels, branch.strides))

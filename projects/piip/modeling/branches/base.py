@@ -48,6 +48,7 @@ class Branch(nn.Module, ABC):
         out_channels: width after each block; its length is the number of blocks.
         strides: stride after each block with respect to the branch's own input image, in pixels.
         embed_stride: stride of the tokens that :meth:`embed` returns.
+        rounds_up: whether every stride rounds sizes up; other networks drop rows and columns that make no whole one.
         num_prefix_tokens: class and register tokens in the state, a class token first.
         weights: where the pretrained weights are (a URI or file that :func:`piip.checkpoint.load_pretrained`
             understands), or None. Constructing a branch never loads them.
@@ -56,6 +57,7 @@ class Branch(nn.Module, ABC):
     out_channels: list[int]
     strides: list[int]
     embed_stride: int
+    rounds_up: bool = False
     num_prefix_tokens: int = 0
     weights: str | None = None
 

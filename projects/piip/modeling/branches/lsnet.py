@@ -41,6 +41,8 @@ class LSNetBranch(LSNetBody, StagedBranch):
         ConfigError: for sizes that do not fit together.
     """
 
+    rounds_up = True
+
     def __init__(
         self,
         dims: Sequence[int],
