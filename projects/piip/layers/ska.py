@@ -8,6 +8,7 @@ Source: LSNet (arXiv:2503.23135), Sec. 3.2.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import math
 import os
@@ -92,26 +93,33 @@ def _check(x: Tensor, w: Tensor) -> None:
 
 
 @functools.cache
-def backends() -> dict[str, ModuleType]:
-    """What may run the operator, by name, preferred ones first.
+def backends(device_type: str) -> dict[str, ModuleType]:
+    """What may run the operator on a kind of device, by name, preferred ones first; plain PyTorch is always there.
 
     Modules with ``forward(x, w)``, ``backward(grad, x, w)`` and ``obstacle(x, w)``, which says why these tensors cannot
     be taken, or None. All want weights of the dtype of ``x``.
     """
-    return {"cpp": ska_cpp, "eager": ska_eager}
+    modules = {"eager": ska_eager}
+    if device_type == "cpu":
+        modules = {"cpp": ska_cpp, **modules}
+    # Importing Triton takes time, and machines without GPU may lack it.
+    if device_type == "cuda" and importlib.util.find_spec("triton") is not None:
+        modules = {"triton": importlib.import_module(".kernels.ska_triton", __package__), **modules}
+    return modules
 
 
 def _backend(x: Tensor, w: Tensor) -> ModuleType:
-    """Triton on a GPU, C++ on the CPU, and plain PyTorch for what they cannot take or if ``PIIP_KERNELS=eager``."""
+    """The first backend that takes these tensors; ``PIIP_KERNELS=eager`` leaves plain PyTorch alone."""
     setting = os.environ.get("PIIP_KERNELS", "auto")
     if setting not in ("auto", "eager"):
         raise ConfigError(f"PIIP_KERNELS is {setting!r}; set it to 'auto' or 'eager', or unset it.")
-    module = backends().get({"cuda": "triton", "cpu": "cpp"}.get(x.device.type, ""))
-    if setting == "auto" and module is not None and x.numel():
+    if setting == "eager" or x.numel() == 0:
+        return ska_eager
+    for name, module in backends(x.device.type).items():
         if (obstacle := module.obstacle(x, w)) is None:
             return module
-        _log_once(f"SKA runs as plain PyTorch, slower than {module.__name__.rpartition('_')[2]}, for {obstacle}.")
-    return ska_eager
+        _log_once(f"SKA: the {name} kernels do not take {obstacle}; slower ones do.")
+    raise AssertionError("plain PyTorch takes everything")
 
 
 @functools.cache

@@ -1,0 +1,101 @@
+"""SKA's Triton kernels: on the CPU by Triton's interpreter, through the compiler for a GPU that need not be there, and
+on a real one.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from piip.layers import ska, ska_reference
+from piip.layers.kernels import ska_eager
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# The interpreter takes a fifth of a second per program, whatever its size: one or two programs each.
+SHAPES = {"square": (1, 16, 5, 6, 2, 9), "uneven": (2, 5, 3, 3, 2, 9), "5x5": (1, 4, 2, 3, 1, 25)}
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, ...]:
+    b, c, height, width, j, taps = shape
+    random = torch.Generator().manual_seed(0)
+    sizes = (b, c, height, width), (b, c, height, width), (b, j, taps, height, width)
+    grad, x, w = (torch.randn(size, generator=random).to(dtype) for size in sizes)
+    return grad.contiguous(memory_format=memory_format), x.contiguous(memory_format=memory_format), w
+
+
+def assert_agree(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+    # The interpreter cuts bfloat16 off where a GPU rounds.
+    tolerance = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
+    for result, truth in zip(actual, expected, strict=True):
+        assert (result.dtype, result.stride()) == (truth.dtype, truth.stride())
+        torch.testing.assert_close(result, truth, rtol=tolerance, atol=tolerance)
+
+
+def test_in_the_interpreter() -> None:
+    # Triton has to know before it is imported.
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "interpreted"]
+    ran = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_in_the_interpreter")
+@pytest.mark.parametrize(
+    ("shape", "dtype", "memory_format"),
+    [
+        ("square", torch.float32, torch.contiguous_format),
+        ("square", torch.bfloat16, torch.channels_last),
+        ("uneven", torch.float16, torch.channels_last),
+        ("5x5", torch.float32, torch.contiguous_format),
+    ],
+)
+def test_interpreted(shape: str, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    from piip.layers.kernels import ska_triton
+
+    grad, x, w = inputs(SHAPES[shape], dtype, memory_format)
+    actual = ska_triton.forward(x, w), *ska_triton.backward(grad, x, w)
+    assert_agree(actual, (ska_eager.forward(x, w), *ska_eager.backward(grad, x, w)), dtype)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="compiled in the other process")
+@pytest.mark.parametrize("kernel", ["_forward_kernel", "_backward_kernel"])
+def test_compiles_for_a_gpu_that_is_not_there(kernel: str) -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from piip.layers.kernels import ska_triton
+
+    function = getattr(ska_triton, kernel)
+    constants = {"KS": 3, "PIXELS": 4, "GROUPS": 8, "CHANNELS": 16, "SUM": triton.language.float32}
+    constants |= {name: 1 for name in ("x_c", "w_j", "gw_j") if name in function.arg_names}
+    tensors = {"grad", "x", "w", "out", "gx", "gw"}
+    signature = {
+        name: "constexpr" if name in constants else "*bf16" if name in tensors else "i32" for name in function.arg_names
+    }
+    source = ASTSource(function, signature, constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert compiled.asm["cubin"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 128, 28, 28, 16, 9), (2, 384, 7, 5, 48, 9), (2, 10, 5, 7, 4, 25)])
+def test_on_a_gpu(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    tensors = inputs(shape, dtype, memory_format)
+    grad, x, w = (t.cuda().requires_grad_() for t in tensors)
+    out = ska(x, w)
+    actual = out, *torch.autograd.grad(out, (x, w), grad)
+    _, x, w = (t.double().requires_grad_() for t in tensors)
+    out = ska_reference(x, w)
+    tolerance = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 1e-2}[dtype]
+    for result, truth in zip(actual, (out, *torch.autograd.grad(out, (x, w), tensors[0].double())), strict=True):
+        assert result.dtype == dtype
+        assert (result.cpu().double() - truth).norm() / truth.norm() < tolerance
+    assert actual[0].is_contiguous(memory_format=memory_format)
