@@ -9,6 +9,7 @@ from piip.modeling import ViTBranch
 
 from ..common.data.digits import dataloader
 from ..common.models.mask_rcnn_piip import model
+from ..common.models.small_heads import shrink
 from ..common.optim import adamw as optimizer
 from ..common.schedules import lr_multiplier_cosine as lr_multiplier
 from ..common.train import train
@@ -38,14 +39,5 @@ model.backbone.bottom_up.update(
     size_divisibility=32,
 )
 model.backbone.bottom_up.interaction.update(num_heads=4, drop_path_rate=0.0)
-model.backbone.update(in_features=["c3", "c4", "c5"], out_channels=64, top_block=None)
-model.proposal_generator.update(in_features=["p2", "p3", "p4"], batch_size_per_image=64)
-model.proposal_generator.anchor_generator.update(sizes=[[16], [32], [56]], strides=[4, 8, 16])
-model.proposal_generator.update(pre_nms_topk=[500, 200], post_nms_topk=[200, 100])
-model.roi_heads.update(num_classes=10, batch_size_per_image=32)
-for kind in ("box", "mask"):
-    model.roi_heads[f"{kind}_in_features"] = ["p2", "p3", "p4"]
-    model.roi_heads[f"{kind}_pooler"].scales = [1 / 4, 1 / 8, 1 / 16]
-model.roi_heads.box_head.fc_dims = [256, 256]
-model.roi_heads.box_predictor.input_shape.channels = 256
-model.roi_heads.mask_head.conv_dims = [64, 64, 64]
+model.backbone.update(in_features=["c3", "c4", "c5"], top_block=None)
+shrink(model)
