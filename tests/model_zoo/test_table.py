@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from detectron2.modeling.meta_arch import GeneralizedRCNN, RetinaNet
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from omegaconf import DictConfig
 
@@ -16,7 +17,8 @@ from piip.errors import ConfigError
 from piip.model_zoo import list_configs
 from piip.model_zoo.table import as_data, as_text, disagreements, insert_table, markdown, measure_zoo
 from piip.model_zoo.zoo import get_config, published
-from piip.modeling.meta_arch import DINO
+from piip.modeling import LSNetBranch
+from piip.modeling.meta_arch import DINO, ImageClassifier, SemanticSegmentor
 
 
 def test_every_published_config_exists_and_every_config_has_a_row() -> None:
@@ -26,42 +28,88 @@ def test_every_published_config_exists_and_every_config_has_a_row() -> None:
 # Letters of the table and of config names for branches, by what tells them apart in a config.
 SIZES = {192: "T", 384: "S", 768: "B", 1024: "L", 1280: "H", 3200: "6B"}
 CONVNEXT = {(9, 96): "CT", (27, 96): "CS", (27, 128): "CB"}
+LSNET = {64: "T", 96: "S", 128: "B"}
+DENSE = {
+    "RetinaNet": RetinaNet,
+    "DINO": DINO,
+    "Semantic FPN": SemanticSegmentor,
+    "UPerNet": SemanticSegmentor,
+    "Mask R-CNN": GeneralizedRCNN,
+    "Cascade Mask R-CNN": GeneralizedRCNN,
+}
+FOLDERS = {
+    "RetinaNet": "COCO-Detection",
+    "DINO": "COCO-Detection",
+    "Semantic FPN": "ADE20K-SemanticSegmentation",
+    "UPerNet": "ADE20K-SemanticSegmentation",
+    "Image classification": "ImageNet-Classification",
+}
+METRICS = {
+    "box_AP": (34, 60),
+    "mask_AP": (32, 50),
+    "mIoU": (40, 60),
+    "top1": (74, 86),
+}
 
 
 def letters(branches: Sequence[DictConfig]) -> str:
-    """T, S, B, L, H, 6B; with ConvNeXt branches among them CT, VS and so on."""
+    """T, S, B, L, H, 6B; with ConvNeXt branches among them CT, VS and so on; LSNet's with its name."""
+    if branches[0]._target_ is LSNetBranch:
+        families = ["LSNet" if b._target_ is LSNetBranch else "ViT" for b in branches]
+        sizes = [LSNET[b.dims[0]] if "dims" in b else SIZES[b.embed_dim] for b in branches]
+        new = [families[k] if k == 0 or families[k] != families[k - 1] else "" for k in range(len(families))]
+        return "-".join(part for pair in zip(new, sizes, strict=True) for part in pair if part)
     mixed = any("dims" in b for b in branches)
     names = [CONVNEXT[b.depths[2], b.dims[0]] if "dims" in b else "V" * mixed + SIZES[b.embed_dim] for b in branches]
     return ("-" if mixed else "").join(names)
 
 
+def letters_of(model: DictConfig) -> str:
+    """The backbone's column for a PIIP, a single branch, or an LSNet as backbone or classifier."""
+    if "branches" in model:
+        return f"PIIP-{letters(model.branches)}"
+    if "branch" in model:
+        size = letters([model.branch])
+        return f"ConvNeXt-{size[1:]}" if size.startswith("C") else f"{'Intern' * (size == '6B')}ViT-{size}"
+    return f"LSNet-{LSNET[model.dims[0]] if 'dims' in model else model.model_name.split('_')[1].upper()}"
+
+
 @pytest.mark.parametrize("config", published())
 def test_row_and_name_describe_the_config(config: str) -> None:
-    """Names are <detector>_<backbone>_<resolutions high to low>[_<pretraining or variant>]_<schedule>."""
+    """Names are <method>_<backbone>_<resolutions high to low>[_<pretraining or variant>]_<schedule>.
+
+    Without method for classifiers, without the one resolution of LSNet.
+    """
     row, cfg = published()[config], get_config(config)
-    model = cfg.model.backbone.bottom_up
-    branches = model.branches if "branches" in model else [model.branch]
-    resolutions = list(model.get("resolutions", [1024]))
-    assert row["resolutions"] == "/".join(map(str, resolutions))
-    kind, _, sizes = row["backbone"].partition(" ")[0].partition("-")
-    assert letters(branches) == ("C" if kind == "ConvNeXt" else "") + sizes
+    method = row["method"]
+    assert config.startswith(FOLDERS.get(method, "COCO-InstanceSegmentation") + "/")
+    assert cfg.model._target_ is DENSE.get(method, ImageClassifier)
+    network = cfg.model.get("backbone", cfg.model.get("network"))
+    network = network.get("bottom_up", network)
+    assert row["backbone"].partition(" ")[0] == letters_of(network)
+    if "resolutions" in network:
+        assert row["resolutions"] == "/".join(map(str, network.resolutions))
     assert cfg.dataloader.train.total_batch_size == int(row["batch_size"])
-    epochs = int(row["schedule"][:-2]) if row["schedule"].endswith("ep") else 12 * int(row["schedule"][:-1])
-    assert cfg.train.epochs == epochs
-    assert cfg.lr_multiplier.scheduler.num_updates in (epochs, 184375)
-    if row["method"] == "DINO":
-        assert cfg.model._target_ is DINO
-    else:
-        heads = {"Mask R-CNN": StandardROIHeads, "Cascade Mask R-CNN": CascadeROIHeads}
-        assert cfg.model.roi_heads._target_ is heads[row["method"]]
 
     words = Path(config).stem.split("_")
-    detector = row["method"].lower().replace("-", "").replace(" ", "_").replace("dino", "dino_4scale")
-    backbone = row["backbone"].partition(" ")[0].lower().replace("-", "_")
-    start = f"{detector}_{backbone}_{'_'.join(map(str, resolutions))}".split("_")
+    kind = method.lower().replace("-", "").replace(" ", "_").replace("dino", "dino_4scale")
+    parts = [] if method == "Image classification" else [kind]
+    parts.append(letters_of(network).lower().replace("-", "_"))
+    if "resolutions" in network:
+        parts += map(str, network.resolutions)
+    start = "_".join(parts).split("_")
     assert words[: len(start)] == start
-    assert words[-1] == row["schedule"]
-    assert config.startswith("COCO-Detection/" if row["method"] == "DINO" else "COCO-InstanceSegmentation/")
+
+    schedule = row["schedule"]
+    if schedule.endswith("k"):
+        assert cfg.train.max_iter == int(schedule[:-1]) * 1000
+    else:
+        epochs = int(schedule[:-2]) if schedule.endswith("ep") else 12 * int(schedule[:-1])
+        assert cfg.train.epochs == epochs
+    if method in ("Mask R-CNN", "Cascade Mask R-CNN"):
+        assert cfg.lr_multiplier.scheduler.num_updates in (epochs, 184375)
+        heads = {"Mask R-CNN": StandardROIHeads, "Cascade Mask R-CNN": CascadeROIHeads}
+        assert cfg.model.roi_heads._target_ is heads[method]
 
 
 @pytest.mark.parametrize("config", published())
@@ -69,15 +117,15 @@ def test_row_has_what_its_source_has(config: str) -> None:
     row = published()[config]
     assert row["source"] in ("paper", "converted", "ours")
     if row["checkpoint"]:
-        assert re.fullmatch(r"piip://detection/[\w-]+\.pth", row["checkpoint"])
+        assert re.fullmatch(r"(piip://\w+|lsnet:/)/[\w-]+\.pth", row["checkpoint"])
         assert Path(row["checkpoint"]).stem == row["name"]
-        assert re.fullmatch(rf"https://\S+/detection/{re.escape(row['name'])}\.log(\.json)?", row["log"])
-    numbers = [row[key] for key in ("box_AP", "mask_AP", "params_M", "flops_G")]
+        assert re.fullmatch(rf"https://\S+/{re.escape(row['name'])}\.(log|log\.json|json|txt)", row["log"])
     if row["source"] == "ours" or "only" in row["notes"]:
-        assert not any([*numbers, row["checkpoint"], row["log"]])
+        assert not any(row[key] for key in (*METRICS, "params_M", "flops_G", "checkpoint", "log"))
     else:
-        assert 40 < float(row["box_AP"]) <= 60
-        assert row["method"] == "DINO" or 38 < float(row["mask_AP"]) < 50
+        assert any(row[key] for key in METRICS)
+        for key, (low, high) in METRICS.items():
+            assert not row[key] or low <= float(row[key]) <= high
 
 
 def test_model_zoo_is_up_to_date(project: Path) -> None:

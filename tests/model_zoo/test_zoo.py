@@ -31,6 +31,8 @@ def test_list_configs(project: Path) -> None:
 def test_get_config_by_name_and_path(project: Path) -> None:
     by_name = model_zoo.get_config(f"{TSB}.py")
     assert by_name == model_zoo.get_config(TSB) == model_zoo.get_config(str(project / "configs" / f"{TSB}.py"))
+    assert by_name == model_zoo.get_config("mask_rcnn_piip_tsb_1120_896_448_1x")
+    assert by_name == model_zoo.get_config("mask_rcnn_deit_tsb_1120_896_448_fpn_1x_coco_bs16")  # as its authors call it
     assert by_name.model.backbone.bottom_up.resolutions == [1120, 896, 448]
 
 
@@ -38,7 +40,7 @@ def test_unknown_names() -> None:
     with pytest.raises(ConfigError, match=r"tsb_1120_896_44_1x.*Did you mean .*tsb_1120_896_448_1x"):
         model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_piip_tsb_1120_896_44_1x")
     with pytest.raises(ConfigError, match=r"Did you mean 'quickstart/mask_rcnn_piip_digits\.py'"):
-        model_zoo.get("mask_rcnn_piip_digits.py", trained=True)
+        model_zoo.get("mask_rcnn_pip_digits.py", trained=True)
 
 
 def test_get_builds_the_model() -> None:

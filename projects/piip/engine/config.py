@@ -71,6 +71,8 @@ def config_root() -> Path:
 def find_config(name: str) -> str:
     """The path of a config: a file as it is, or else a packaged one by its name below ``configs/``.
 
+    The folder may be left out where only one packaged config has the name.
+
     Raises:
         ConfigError: when there is neither; names the nearest.
     """
@@ -81,6 +83,9 @@ def find_config(name: str) -> str:
         if candidate and (root / candidate).is_file():
             return str(root / candidate)
     packaged = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.py"))
+    namesakes = [p for p in packaged if not p.startswith("common/") and Path(p).stem == name.removesuffix(".py")]
+    if len(namesakes) == 1:
+        return str(root / namesakes[0])
     beside = [str(p) for p in Path(name or ".").parent.glob("*.py")]
     # File names are compared too, since folders are easily forgotten.
     choices = {**{p: p for p in packaged}, **{Path(p).name: p for p in packaged}, **{p: p for p in beside}}

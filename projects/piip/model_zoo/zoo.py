@@ -34,7 +34,8 @@ def get_config(name: str) -> DictConfig:
     """Loads a config.
 
     Args:
-        name: name of a packaged config, with or without ``.py``, or path of a file.
+        name: name of a packaged config, with or without folder and ``.py``, path of a file, or the name that its
+            authors gave a published model.
 
     Returns:
         the config with ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``.
@@ -42,7 +43,7 @@ def get_config(name: str) -> DictConfig:
     Raises:
         ConfigError: for an unknown name, with the nearest ones.
     """
-    return load_config(name)
+    return load_config(_config_name(name))
 
 
 @cache
@@ -54,9 +55,14 @@ def published() -> dict[str, dict[str, str]]:
 
 def published_row(name: str) -> dict[str, str] | None:
     """The row of :func:`published` for any name that :func:`get_config` takes; None where there is none."""
-    path = Path(find_config(name)).resolve()
+    path = Path(find_config(_config_name(name))).resolve()
     root = config_root().resolve()
     return published().get(path.relative_to(root).as_posix()) if path.is_relative_to(root) else None
+
+
+def _config_name(name: str) -> str:
+    """The config of a published model by its authors' name; any other name as it is."""
+    return next((config for config, row in published().items() if row["name"] == name), name)
 
 
 def get(
