@@ -29,7 +29,7 @@ from ..errors import ConfigError, did_you_mean
 from ..layers import DeformAttn, MSDeformAttn
 from ..modeling import Branch
 from ..modeling.branch_pyramid import BranchPyramid
-from ..modeling.meta_arch import DINO
+from ..modeling.meta_arch import DINO, ImageClassifier
 from .cost import Cost
 from .shapes import UncountedShapes
 
@@ -43,7 +43,7 @@ CONVENTIONS = (
 )
 
 # Modules that are shown by their children; all others are one part.
-_SPLIT = {"backbone", "bottom_up", "branches", "roi_heads", "transformer"}
+_SPLIT = {"backbone", "bottom_up", "branches", "network", "roi_heads", "transformer"}
 
 
 def _deform_attn_macs(module: DeformAttn, query: Tensor) -> int:
@@ -97,8 +97,16 @@ class Complexity:
 
 
 def natural_size(model: nn.Module) -> int:
-    """Pixels per side at which a model's published cost is stated: the highest resolution of a PIIP, else 1024."""
-    return next((m.resolutions[0] for m in model.modules() if isinstance(m, BranchPyramid)), 1024)
+    """Pixels per side at which a model's published cost is stated.
+
+    The highest resolution of a PIIP, the image size of a timm classifier, else 1024.
+    """
+    for module in model.modules():
+        if isinstance(module, BranchPyramid):
+            return module.resolutions[0]
+        if isinstance(module, ImageClassifier) and hasattr(module.network, "pretrained_cfg"):
+            return module.network.pretrained_cfg["input_size"][-1]
+    return 1024
 
 
 def analyze(model: nn.Module, size: tuple[int, int] | None = None) -> Complexity:
@@ -156,7 +164,7 @@ class _Inference(nn.Module):
 
     def forward(self, image: Tensor) -> None:
         model = self.model
-        features = getattr(model, "backbone", model)(image)
+        features = (model.network if isinstance(model, ImageClassifier) else getattr(model, "backbone", model))(image)
         if isinstance(model, DINO):
             padding = torch.zeros(len(image), *image.shape[-2:], dtype=torch.bool, device=image.device)
             queries = model.transformer([features[name] for name in model.in_features], padding).proposal_boxes

@@ -16,8 +16,10 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from PIL import Image as PILImage
 
 from ..checkpoint import load_weights
+from ..data.datasets.image_folder import class_folders
 from ..errors import ConfigError, DataError
 from .build import build_model
 from .config import load_config
@@ -86,6 +88,8 @@ class LazyPredictor:
             _set_score_threshold(self.model, score_threshold)
 
         mapper = OmegaConf.select(_test_loader(self.cfg), "mapper", default={})
+        # Of a classifier, in place of augmentations.
+        self.transform = instantiate(mapper.transform) if mapper.get("transform") else None
         self.augmentations = T.AugmentationList([instantiate(a) for a in mapper.get("augmentations") or ()])
         model_format = getattr(self.model, "input_format", None) or mapper.get("image_format", "BGR")
         if model_format not in ("RGB", "BGR"):
@@ -149,6 +153,9 @@ class LazyPredictor:
         height, width = image.shape[:2]
         if self._swap_channels:
             image = image[:, :, ::-1]
+        if self.transform is not None:
+            tensor = torch.as_tensor(self.transform(PILImage.fromarray(image)))
+            return {"image": tensor, "height": height, "width": width}
         aug_input = T.AugInput(image)
         self.augmentations(aug_input)
         tensor = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
@@ -161,8 +168,10 @@ def dataset_metadata(cfg: DictConfig) -> Metadata:
     Reads no data. It is empty where the config names no dataset.
     """
     dataset = OmegaConf.select(_test_loader(cfg), "dataset", default={})
-    if "classes" in dataset:  # data of one's own, which enter the catalog only when they are loaded
-        return Metadata(thing_classes=list(dataset["classes"]), stuff_classes=list(dataset["classes"]))
+    if classes := dataset.get("classes"):  # data of one's own, which enter the catalog only when they are loaded
+        if isinstance(classes, str):  # a folder of class folders
+            classes = class_folders(classes) if os.path.isdir(classes) else ()
+        return Metadata(thing_classes=list(classes), stuff_classes=list(classes))
     if isinstance(target := dataset.get("_target_"), str):
         locate(target)  # importing the module may be what registers the dataset
     names = dataset.get("names") or ()

@@ -2,7 +2,7 @@
 
 from .. import needs_detectron2  # noqa: F401
 from .answers import Answers, answers_of
-from .draw import PALETTE, class_name, draw_annotations, draw_instances, draw_labels
+from .draw import PALETTE, class_name, draw_annotations, draw_instances, draw_labels, draw_scores
 from .report import write_report
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "draw_annotations",
     "draw_instances",
     "draw_labels",
+    "draw_scores",
     "write_report",
 ]

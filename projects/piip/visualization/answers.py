@@ -14,7 +14,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from torch import Tensor
 
 from ..errors import ConfigError
-from .draw import class_name, draw_instances, draw_labels
+from .draw import class_name, draw_instances, draw_labels, draw_scores
 
 __all__ = ["Answers", "answers_of"]
 
@@ -97,6 +97,25 @@ class _Pixels(Answers):
         return records
 
 
+class _Scores(Answers):
+    def draw(self, image: np.ndarray, answer: Tensor, shorter_side: int) -> np.ndarray:
+        return draw_scores(image, answer, self.metadata, shorter_side)
+
+    def count(self, answer: Tensor) -> Counter[int]:
+        return Counter([int(answer.argmax())])
+
+    def describe(self, counts: Counter[int]) -> str:
+        return ", ".join(f"{n} x {class_name(self.metadata, c)}" for c, n in counts.most_common())
+
+    def records(self, answer: Tensor, image_id: int) -> list[dict[str, Any]]:
+        """The five likeliest classes."""
+        scores, classes = (values.tolist() for values in answer.topk(min(5, len(answer))))
+        return [
+            {"image_id": image_id, "category_id": c, "category": class_name(self.metadata, c), "score": score}
+            for c, score in zip(classes, scores, strict=True)
+        ]
+
+
 def _labels(logits: Tensor) -> np.ndarray:
     return logits.argmax(0).cpu().numpy()
 
@@ -106,7 +125,7 @@ def _dataset_ids(metadata: Metadata, kind: str) -> dict[int, int]:
     return {contiguous: category_id for category_id, contiguous in ids.items()}
 
 
-_TASKS: dict[str, type[Answers]] = {"instances": _Instances, "sem_seg": _Pixels}
+_TASKS: dict[str, type[Answers]] = {"instances": _Instances, "sem_seg": _Pixels, "scores": _Scores}
 
 
 def answers_of(output: Mapping[str, Any], metadata: Metadata) -> tuple[Answers, Any]:
@@ -118,4 +137,4 @@ def answers_of(output: Mapping[str, Any], metadata: Metadata) -> tuple[Answers, 
     for key, kind in _TASKS.items():
         if key in output:
             return kind(metadata), output[key]
-    raise ConfigError(f"the model predicts {', '.join(output)}, and only {' and '.join(_TASKS)} can be shown.")
+    raise ConfigError(f"the model predicts {', '.join(output)}, and only {', '.join(_TASKS)} can be shown.")

@@ -25,7 +25,7 @@ Record = dict[str, float]
 # Of the palette, what stands out as a thin line on white.
 _LINES = [colour for colour in PALETTE if colour not in ("#F0E442", "#BBCC33", "#FFAABB")]
 _STYLES = [("black", "o"), ("#0072B2", "s"), ("#D55E00", "^")]
-_TASKS = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints", "sem_seg": "Pixels"}
+_TASKS = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints", "sem_seg": "Pixels", "classification": "Images"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,13 @@ METRICS = (
         "share of pixels (%)",
         ("mIoU", "fwIoU", "mACC", "pACC"),
         ("mIoU", "mACC", "pACC"),
+    ),
+    MetricFamily(
+        "Accuracy",
+        "accuracy.png",
+        "share of images (%)",
+        ("top1", "top5", "ECE"),
+        ("top1", "top5"),
     ),
 )
 

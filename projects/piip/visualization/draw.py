@@ -23,8 +23,9 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 from PIL import Image
 from scipy import ndimage
+from torch import Tensor
 
-__all__ = ["PALETTE", "class_name", "draw_annotations", "draw_instances", "draw_labels"]
+__all__ = ["PALETTE", "class_name", "draw_annotations", "draw_instances", "draw_labels", "draw_scores"]
 
 # Told apart with every common kind of colour vision (Okabe and Ito 2008, then Paul Tol's bright ones), and visible on
 # photographs.
@@ -124,6 +125,30 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, metadata: Metadata, short
         masks=masks,
         classes=classes,
         labels=[class_name(metadata, c, "stuff") for c in classes],
+        shorter_side=shorter_side,
+        frames=False,
+    )
+
+
+def draw_scores(image: np.ndarray, scores: Tensor, metadata: Metadata, shorter_side: int = 0) -> np.ndarray:
+    """Writes the likeliest class of a picture and its score into a corner.
+
+    Args:
+        image: RGB, uint8.
+        scores: of all classes.
+        metadata: gives the names of the classes.
+        shorter_side: as in :func:`draw_instances`.
+
+    Shape:
+        (H, W, 3), (C,) -> (H, W, 3), or resized in proportion
+    """
+    score, category = (value.item() for value in scores.max(0))
+    return _draw(
+        image,
+        boxes=np.array([[0, 0, image.shape[1], image.shape[0]]], dtype=np.float32),
+        masks=None,
+        classes=[category],
+        labels=[f"{class_name(metadata, category)} {100 * score:.0f}%"],
         shorter_side=shorter_side,
         frames=False,
     )

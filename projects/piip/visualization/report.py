@@ -7,11 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from detectron2.data import MetadataCatalog
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..checkpoint.files import write_atomically
+from ..evaluation.classification import CONFUSION_FILE
+from .classification import classified_figure, confusion_figure, confusion_table
 from .curves import METRICS, MetricFamily, final_metrics, loss_figure, metric_figure, read_metrics
 from .grid import grid_figure, predict_examples
 
@@ -31,8 +35,9 @@ def write_report(
 ) -> Path:
     """Writes ``<output_dir>/report``: curves, ``predictions.png`` and an ``index.md`` with all.
 
-    The curves are ``losses.png`` and, depending on what was evaluated, ``ap.png`` or ``iou.png``. They come from
-    ``<output_dir>/metrics.json``; where it has nothing to show, the index says so.
+    The curves are ``losses.png`` and, depending on what was evaluated, ``ap.png``, ``iou.png`` or ``accuracy.png``.
+    They come from ``<output_dir>/metrics.json``; where it has nothing to show, the index says so. Of classifiers there
+    is ``confusion.png``, too, where the evaluator left its matrix under ``<output_dir>/inference``.
 
     Args:
         output_dir: of the training.
@@ -50,6 +55,8 @@ def write_report(
     records = read_metrics(Path(output_dir) / "metrics.json")
     examples = predict_examples(model, data_loader, dataset_name, num_images, score_threshold)
     predictions = grid_figure(examples) if examples else None
+    if classified := None if examples else classified_figure(model, data_loader, dataset_name, num_images):
+        predictions = classified
 
     last = final_metrics(records)
     evaluated = [family for family in METRICS if family.tasks(last)]
@@ -69,9 +76,10 @@ def write_report(
         else:
             _save(figure, folder / name)
             lines += [f"![{title}]({name})", ""]
-    if predictions is not None and not any(key.endswith("/mIoU") for key in last):
+    if examples and not any(key.endswith("/mIoU") for key in last):
         lines += [f"Shown are detections with a score of at least {score_threshold:g}.", ""]
     lines += _class_table(last)
+    lines += _confusion(folder, dataset_name)
     write_atomically(folder / "index.md", lambda f: f.write("\n".join(lines).encode()))
     return folder
 
@@ -100,6 +108,20 @@ def _class_table(last: Mapping[str, float]) -> list[str]:
         lines.append(f"| {name} | {_number(last, key)} | {_number(last, key.replace('/IoU-', '/ACC-'))} |")
     left = len(values) - _CLASSES_SHOWN
     return [*lines, *(["", f"{left} classes with higher values are left out."] if left > 0 else []), ""]
+
+
+def _confusion(folder: Path, dataset_name: str) -> list[str]:
+    """What was taken for what."""
+    name, saved = "confusion.png", folder.parent / "inference" / CONFUSION_FILE
+    (folder / name).unlink(missing_ok=True)  # of an earlier report
+    if not saved.is_file():
+        return []
+    matrix, metadata = np.load(saved), MetadataCatalog.get(dataset_name)
+    lines = ["## Confusion", ""]
+    if figure := confusion_figure(matrix, metadata):
+        _save(figure, folder / name)
+        lines += [f"![Confusion]({name})", ""]
+    return [*lines, *confusion_table(matrix, metadata), ""]
 
 
 def _number(values: Mapping[str, float], key: str) -> str:
