@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -93,28 +92,33 @@ class PhotometricDistortion(Augmentation):
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> ColorTransform:
-        brightness = partial(_linear, offset=np.random.uniform(-self.brightness, self.brightness))
-        contrast = partial(_linear, factor=np.random.uniform(*self.contrast))
-        saturation = partial(_in_hsv, saturation=np.random.uniform(*self.saturation))
-        hue = partial(_in_hsv, hue=np.random.uniform(-self.hue, self.hue))
-        steps = [brightness, contrast, saturation, hue]
-        if np.random.randint(2):
-            steps = [brightness, saturation, hue, contrast]
-        steps = [step for step, chosen in zip(steps, np.random.randint(2, size=4), strict=True) if chosen]
-        return ColorTransform(partial(_one_after_another, steps))
+        chosen = np.random.randint(2, size=4)
+        offset = chosen[0] * np.random.uniform(-self.brightness, self.brightness)
+        factor = np.random.uniform(*self.contrast) if chosen[1] else 1.0
+        saturation = np.random.uniform(*self.saturation) if chosen[2] else 1.0
+        hue = chosen[3] * np.random.uniform(-self.hue, self.hue)
+        contrast_first = bool(np.random.randint(2))
+        return ColorTransform(partial(_distort, offset, factor, saturation, hue, contrast_first))
 
 
-def _one_after_another(steps: list[Callable[[np.ndarray], np.ndarray]], image: np.ndarray) -> np.ndarray:
-    for step in steps:
-        image = step(image)
-    return image
+def _distort(
+    offset: float, factor: float, saturation: float, hue: float, contrast_first: bool, image: np.ndarray
+) -> np.ndarray:
+    image = _linear(image, offset=offset)
+    if contrast_first:
+        image = _linear(image, factor)
+    if saturation != 1 or hue:
+        image = _in_hsv(image, saturation, hue)
+    return image if contrast_first else _linear(image, factor)
 
 
 def _linear(image: np.ndarray, factor: float = 1.0, offset: float = 0.0) -> np.ndarray:
+    if factor == 1 and not offset:
+        return image
     return np.clip(image * np.float32(factor) + np.float32(offset), 0, 255).astype(np.uint8)
 
 
-def _in_hsv(image: np.ndarray, saturation: float = 1.0, hue: float = 0.0) -> np.ndarray:
+def _in_hsv(image: np.ndarray, saturation: float, hue: float) -> np.ndarray:
     hsv = np.array(Image.fromarray(image).convert("HSV"))
     # Hue goes around in 256 steps.
     hsv[..., 0] += np.uint8(round(hue / 360 * 256) % 256)
