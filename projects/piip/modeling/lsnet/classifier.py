@@ -95,7 +95,7 @@ class LSNetClassifier(LSNetBody):
         like = self.patch_embed[0].c.weight  # gives device and type to what is new
         for name in ("head", "head_dist") if self.distillation else ("head",):
             head = Head(self.num_features, num_classes).to(like) if num_classes else nn.Identity()
-            setattr(self, name, head)
+            setattr(self, name, head.train(self.training))
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
