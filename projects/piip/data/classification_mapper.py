@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import auto_augment, create_transform
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
@@ -34,9 +35,19 @@ def image_transform(size: int, is_train: bool, **settings: Any) -> Callable[[Ima
         if name in settings:
             raise ConfigError(f"The transform got {name}={settings[name]}, which the model does; set {place} instead.")
     try:
-        return create_transform(size, is_training=is_train, normalize=False, **settings)
+        transform = create_transform(size, is_training=is_train, normalize=False, **settings)
     except (TypeError, AssertionError, ValueError) as error:
         raise ConfigError(f"timm makes no transform of {settings}: {error}.") from error
+    for step in transform.transforms:
+        for op in getattr(step, "ops", ()) or chain.from_iterable(getattr(step, "policy", ())):
+            if op.aug_fn is auto_augment.posterize:
+                op.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
+    """timm's operation, which at the highest level asks for no bit at all; Pillow 13 refuses that."""
+    return auto_augment.posterize(image, max(bits, 1), **settings)
 
 
 class ClassificationMapper:
