@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import timm
 import torch
@@ -53,7 +54,7 @@ class BackboneCase:
 
     def measure(self, settings: Settings) -> list[Row]:
         """Rows of the LSNet with laid-out neighbourhoods, with plain PyTorch, with kernels, fused and compiled; then
-        of the peers, whose branches are merged as timm does it.
+        of the peers, whose branches and norms are merged as far as timm does it.
 
         Raises:
             ArithmeticError: when two forms of the LSNet do not agree.
@@ -115,6 +116,11 @@ def _with(aggregate: Callable[[Tensor, Tensor], Tensor], model: nn.Module) -> nn
         if type(module) is LSConv:
             module.__class__, module.aggregate = _LSConv, aggregate
     return model
+
+
+def _channels_last(what: Any) -> Any:
+    """A copy of an image or a network whose channels come last in memory."""
+    return copy.deepcopy(what).to(memory_format=torch.channels_last)
 
 
 def _create(name: str, settings: Settings) -> nn.Module:
