@@ -77,3 +77,26 @@ def test_seeds_differ() -> None:
 def test_impossible_batches(changes: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         batches(1, **changes)
+
+
+def test_repeated_augmentation_draws_a_third_of_the_images_three_times() -> None:
+    plain = {"groups": [0] * 48, "total_batch_size": 12, "repeats": 3}
+    epoch = batches(4, **plain)
+    for batch in epoch:
+        drawn = [index for index, _ in batch]
+        assert drawn[:4] == drawn[4:8] == drawn[8:]
+        assert len(set(drawn)) == 4
+    assert len({index for batch in epoch for index, _ in batch}) == 16
+    assert [position for batch in epoch for _, position in batch] == list(range(48))
+    assert batches(5, 3, **plain) == batches(8, **plain)[3:]
+    # Each of three processes gets one copy of every image.
+    shares = [batches(4, rank=rank, world_size=3, **plain) for rank in range(3)]
+    assert len({tuple(index for index, _ in share[0]) for share in shares}) == 1
+    assert [a + b + c for a, b, c in zip(*shares, strict=True)] == epoch
+
+
+def test_repeats_that_do_not_divide_the_batch() -> None:
+    drawn = [index for batch in batches(12, groups=[0] * 50, total_batch_size=8, repeats=3) for index, _ in batch]
+    assert np.bincount(drawn, minlength=50).max() <= 6  # at most three in each of two epochs
+    with pytest.raises(ConfigError, match="repeats=0"):
+        batches(1, repeats=0)

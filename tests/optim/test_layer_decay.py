@@ -1,6 +1,7 @@
 """Layer-wise learning-rate decay against the groups of the released recipe."""
 
 import pytest
+import torch
 from torch import nn
 
 from piip.checkpoint.build import build_from_official
@@ -52,3 +53,25 @@ def test_models_without_branches_have_one_rate_and_frozen_parameters_no_group():
 def test_rate_outside_its_range_is_refused():
     with pytest.raises(ConfigError, match=r"lr_decay_rate=1.5"):
         layer_decay_groups(nn.Linear(1, 1), 0.1, 0.1, lr_decay_rate=1.5)
+
+
+def test_parts_may_learn_faster_and_names_be_spared():
+    model = nn.ModuleDict({"body": nn.Linear(2, 2), "interactions": nn.Sequential(nn.Linear(2, 2))})
+    model.body.table = nn.Parameter(torch.zeros(3, 3))
+    groups = layer_decay_groups(
+        model, 0.1, 0.05, lr_factors={"interactions": 10.0}, never_decay=["table"], decay_vectors=True
+    )
+    found = {name: (g["lr"], g["weight_decay"]) for g in groups for name in g["names"]}
+    assert found == {
+        "body.table": (0.1, 0.0),
+        "body.weight": (0.1, 0.05),
+        "body.bias": (0.1, 0.05),
+        "interactions.0.weight": (1.0, 0.05),
+        "interactions.0.bias": (1.0, 0.05),
+    }
+
+
+@pytest.mark.parametrize("options", [{"lr_factors": {"necks": 2.0}}, {"never_decay": ["necks"]}])
+def test_names_that_meet_no_parameter_are_told(options):
+    with pytest.raises(ConfigError, match="no parameter of the model has 'necks'"):
+        layer_decay_groups(nn.Linear(1, 1), 0.1, 0.1, **options)
