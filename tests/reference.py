@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import zlib
@@ -69,25 +70,29 @@ def assert_matches(got: Tensor, record: dict[str, Any], rtol: float = 1e-5) -> N
 
 def lsnet_weights(shapes: dict[str, list[int]], rule: str) -> dict[str, Tensor]:
     """State dict by the fill rules of the LSNet references (``base`` or ``calm``), without index buffers."""
-    out = {}
-    damped = ("mixer.bn.weight", "ffn.m.pw2.bn.weight", "mixer.m.proj.1.bn.weight")
-    for key, shape in shapes.items():
-        if key.endswith("attention_bias_idxs"):
-            continue
-        v = np.random.RandomState(zlib.crc32(key.encode()) & 0x7FFFFFFF).standard_normal(tuple(shape))
-        if key.endswith("running_var"):
-            value = 1 + 0.1 * np.abs(v)
-        elif key.endswith("running_mean"):
-            value = 0.1 * v
-        elif key.endswith("num_batches_tracked"):
-            value = np.zeros(tuple(shape))
-        elif len(shape) == 1:
-            value = 1 + 0.1 * v if key.endswith("weight") else 0.1 * v
-        else:
-            value = v / math.sqrt(float(np.prod(shape[1:])))
-        if rule == "calm" and key.endswith("attention_biases"):
+    return {
+        key: _lsnet_weight(key, tuple(shape), rule)
+        for key, shape in shapes.items()
+        if not key.endswith("attention_bias_idxs")
+    }
+
+
+@functools.lru_cache(maxsize=2000)
+def _lsnet_weight(key: str, shape: tuple[int, ...], rule: str) -> Tensor:
+    v = np.random.RandomState(zlib.crc32(key.encode()) & 0x7FFFFFFF).standard_normal(shape)
+    if key.endswith("running_var"):
+        value = 1 + 0.1 * np.abs(v)
+    elif key.endswith("running_mean"):
+        value = 0.1 * v
+    elif key.endswith("num_batches_tracked"):
+        value = np.zeros(shape)
+    elif len(shape) == 1:
+        value = 1 + 0.1 * v if key.endswith("weight") else 0.1 * v
+    else:
+        value = v / math.sqrt(float(np.prod(shape[1:])))
+    if rule == "calm":
+        if key.endswith("attention_biases"):
             value = v
-        elif rule == "calm" and key.endswith(damped):
+        elif key.endswith(("mixer.bn.weight", "ffn.m.pw2.bn.weight", "mixer.m.proj.1.bn.weight")):
             value = 0.25 * value
-        out[key] = torch.from_numpy(np.asarray(value, dtype=np.float32))
-    return out
+    return torch.from_numpy(np.asarray(value, dtype=np.float32))

@@ -34,6 +34,9 @@ def classifier(**options) -> LSNetClassifier:
 def whole(kind: str) -> nn.Module:
     cfg = model_zoo.get_config(CONFIGS[kind])
     cfg.model.backbone.bottom_up.update(dims=list(TINY["dims"]), depths=list(TINY["depths"]))
+    if kind == "Mask R-CNN":
+        cfg.model.roi_heads.box_head.fc_dims = [16, 16]
+        cfg.model.roi_heads.box_predictor.input_shape.channels = 16
     return instantiate(cfg.model).eval()
 
 
@@ -130,21 +133,28 @@ def test_a_classifier_in_a_dense_backbone_matches_reference():
         reference.assert_matches(out, record, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["maskrcnn", "retinanet"])
-def test_backbone_and_neck_are_found_under_the_released_names(name):
+FORMS = [("maskrcnn", {"finer_level": True}), ("retinanet", {"coarser_level": True})]
+
+
+@pytest.mark.parametrize(("name", "options"), FORMS)
+def test_backbone_and_neck_have_the_released_names(name, options):
+    with torch.device("meta"):
+        tensors = to_official(LSNetFPN(LSNet(**VARIANTS["t"]), **options))
     case = reference.case(f"lsnet/lsnet_t_det_{name}_fpn_224x320_calm")
-    weights = reference.lsnet_weights(case["state_dict"], case["fill_rule"])
-    options = {"finer_level": True} if name == "maskrcnn" else {"coarser_level": True}
-    model = LSNetFPN(LSNet(**VARIANTS["t"]), **options)
+    assert {k: list(v.shape) for k, v in tensors.items()} == case["state_dict"]
+
+
+@pytest.mark.parametrize("options", [options for _, options in FORMS])
+def test_backbone_and_neck_are_taken_out_of_a_detector(options):
+    model = LSNetFPN(LSNet(**TINY), out_channels=8, **options)
+    tensors = released(model)
     heads = {"rpn_head.rpn_conv.weight": torch.zeros(1), "bbox_head.retina_cls.bias": torch.zeros(1)}
-    report = load_official(model, {"meta": {"epoch": 12}, "state_dict": {**weights, **heads}})
+    report = load_official(model, {"meta": {"epoch": 12}, "state_dict": {**tensors, **heads}})
     assert report.complete
-    assert report.ignored == list(heads)
-    back = to_official(model)
-    assert {k: list(v.shape) for k, v in back.items()} == case["state_dict"]
-    assert all(torch.equal(back[k], v) for k, v in weights.items())
-    alone = LSNet(**VARIANTS["t"])
-    assert load_official(alone, weights).complete
+    assert set(heads) < set(report.ignored)
+    assert same(to_official(model), tensors)
+    alone = LSNet(**TINY)
+    assert load_official(alone, tensors).complete
     assert same(alone.state_dict(), model.bottom_up.state_dict())
 
 
