@@ -9,12 +9,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ..checkpoint.describe import BranchLook, branches_of, look_at
+from ..checkpoint.adapt import PLAIN
+from ..checkpoint.describe import BranchLook, looks_of
 from ..checkpoint.load import LoadReport, match_weights
-from ..errors import CheckpointError
-from ..modeling import PIIP, SingleBranch
+from ..errors import UserError
+from ..modeling import PIIP, LSNet, SingleBranch
 from ..modeling.without_weights import build_on_meta
-from .zoo import get_config, list_configs
+from .zoo import get_config, list_configs, network_of
 
 __all__ = ["fits", "matching_configs"]
 
@@ -32,6 +33,9 @@ _FAMILIES = {
     "BEiTBranch": "BEiT",
     "UniPerceiverBranch": "Uni-Perceiver",
     "ConvNeXtBranch": "ConvNeXt",
+    "LSNetBranch": "LSNet",
+    "LSNet": "LSNet",
+    "create_model": "LSNet",
 }
 
 
@@ -43,7 +47,7 @@ def matching_configs(tensors: Mapping[str, Tensor]) -> list[str]:
     Args:
         tensors: of a detector or of a bare backbone, by released or by our names, without wrappers.
     """
-    looks = [look_at(branch) for branch in branches_of(tensors)]
+    looks = looks_of(tensors)
     answers: dict[str, bool] = {}
     fitting = []
     for name in list_configs():
@@ -60,7 +64,7 @@ def matching_configs(tensors: Mapping[str, Tensor]) -> list[str]:
 
 def fits(model: nn.Module, report: LoadReport) -> bool:
     """Whether a checkpoint holds exactly the tensors of a model, or of its backbone alone."""
-    backbone = next((f"{name}." for name, m in model.named_modules() if isinstance(m, PIIP | SingleBranch)), "")
+    backbone = next((f"{name}." for name, m in model.named_modules() if isinstance(m, PIIP | SingleBranch | LSNet)), "")
     backbone = backbone.lstrip(".")  # the model may be the backbone
     found = {*report.loaded, *report.resized}
     lacking = [name for name in model.state_dict() if name not in found]
@@ -77,18 +81,23 @@ def _model_of(config: str) -> DictConfig:
 
 
 def _may_fit(model: DictConfig, looks: Sequence[BranchLook | None]) -> bool:
-    """A quick look at number, families and widths of the branches, since building a model takes a second."""
-    branches = OmegaConf.select(model, "backbone.bottom_up.branches") or []
+    """A quick look at number, families and widths of the networks, since building a model takes a second."""
+    network = network_of(model)
+    networks = network.get("branches") or [network.get("branch", network)]
     # The finest branch of a checkpoint may differ from that of its config.
-    return len(branches) == len(looks) and all(map(_may_be, branches[1:], looks[1:]))
+    start = min(1, len(networks) - 1)
+    return len(networks) == len(looks) and all(map(_may_be, networks[start:], looks[start:]))
 
 
 def _may_be(node: DictConfig, look: BranchLook | None) -> bool:
     kind = getattr(node["_target_"], "__name__", str(node["_target_"]).rpartition(".")[2])
     if look is None or kind not in _FAMILIES:
         return look is None and kind not in _FAMILIES
-    width = node.embed_dim if "embed_dim" in node else node.dims[-1]
-    return look.family.startswith(_FAMILIES[kind]) and look.width == width
+    family = _FAMILIES[kind]
+    same = look.family.startswith(family) or {look.family, family} <= PLAIN
+    if "model_name" in node:
+        return same and node.model_name.startswith("lsnet_")
+    return same and look.width == (node.embed_dim if "embed_dim" in node else node.dims[-1])
 
 
 def _architecture(node: Any) -> Any:
@@ -99,9 +108,9 @@ def _architecture(node: Any) -> Any:
 
 
 def _matches(model: DictConfig, tensors: Mapping[str, Tensor]) -> bool:
-    built = build_on_meta(model)
     try:
+        built = build_on_meta(model)
         _, report = match_weights(built, tensors)
-    except CheckpointError:
+    except UserError:  # also of a config that waits for the user's own data
         return False
     return not report.resized and fits(built, report)

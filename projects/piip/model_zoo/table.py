@@ -8,12 +8,11 @@ from functools import cache
 from itertools import chain
 from pathlib import PurePosixPath
 
-from omegaconf import DictConfig
 from tabulate import tabulate
 
 from ..analysis import Complexity, Cost, analyze, build_on_meta, published_cost
 from ..errors import ConfigError
-from .zoo import get_config, published
+from .zoo import get_config, network_of, published
 
 __all__ = ["Measured", "as_data", "as_text", "disagreements", "insert_table", "markdown", "measure", "measure_zoo"]
 
@@ -45,20 +44,13 @@ class Measured:
 @cache
 def measure(config: str) -> Measured:
     """Counts a model of :func:`~piip.model_zoo.zoo.published` by the name of its config; takes seconds, remembered."""
-    network = build_on_meta(_counted(get_config(config).model))
+    network = build_on_meta(network_of(get_config(config).model))
     width, _, height = published()[config]["resolutions"].partition("/")[0].partition("x")
     try:
         by_papers = published_cost(network, int(width))
     except ConfigError:
         by_papers = None
     return Measured(analyze(network, (int(height or width), int(width))), by_papers)
-
-
-def _counted(model: DictConfig) -> DictConfig:
-    """The part of a model that tables are about."""
-    if "backbone" not in model:
-        return model.network
-    return model.backbone.get("bottom_up", model.backbone)
 
 
 def measure_zoo(progress: Callable[[str], None] = lambda config: None) -> dict[str, Measured]:

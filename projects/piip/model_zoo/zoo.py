@@ -18,7 +18,7 @@ from ..modeling import SingleBranch
 from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.without_weights import build_without_weights
 
-__all__ = ["get", "get_config", "list_configs", "published", "published_row"]
+__all__ = ["get", "get_config", "list_configs", "network_of", "published", "published_row"]
 
 _TABLE = Path(__file__).parent / "published.csv"
 
@@ -63,6 +63,13 @@ def published_row(name: str) -> dict[str, str] | None:
 def _config_name(name: str) -> str:
     """The config of a published model by its authors' name; any other name as it is."""
     return next((config for config, row in published().items() if row["name"] == name), name)
+
+
+def network_of(model: DictConfig) -> DictConfig:
+    """The part of a config's ``model`` that is PIIP, LSNet or a baseline: a classifier, or a backbone without FPN."""
+    if "backbone" not in model:
+        return model.network
+    return model.backbone.get("bottom_up", model.backbone)
 
 
 def get(
