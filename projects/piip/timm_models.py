@@ -38,7 +38,8 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(size: str, pretrained: bool, distillation: bool = False, **kwargs: Any) -> nn.Module:
-    from .modeling.lsnet import VARIANTS, LSNetClassifier, filter_weights
+    from .modeling.lsnet import VARIANTS, LSNetClassifier
+    from .modeling.lsnet.weights import filter_weights
 
     return build_model_with_cfg(
         LSNetClassifier,

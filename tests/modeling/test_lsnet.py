@@ -19,7 +19,8 @@ from piip.layers import ska
 from piip.modeling import LSNet, LSNetClassifier
 from piip.modeling.lsnet import VARIANTS
 from piip.modeling.lsnet.blocks import Attention, LSConv
-from piip.modeling.lsnet.position_bias import offset_index, position_bias, resize_bias_table
+from piip.modeling.lsnet.position_bias import offset_index, position_bias
+from piip.modeling.lsnet.weights import resize_bias_table
 from tests import reference
 
 TINY = {"dims": (16, 24, 32, 64), "depths": (1, 2, 2, 2)}
@@ -437,6 +438,9 @@ def test_pretrained_files_in_any_container_are_fitted(tmp_path):
     x = torch.randn(1, 3, 224, 224)
     same = timm.create_model("lsnet_t", num_classes=4, **options).eval()
     torch.testing.assert_close(same(x), source(x))
+    torch.save({k: v for k, v in source.state_dict().items() if ".mixer.conv1." not in k}, file)  # as of LSNet-B
+    lacking = timm.create_model("lsnet_t", num_classes=4, **options)
+    assert not lacking.blocks2[2].mixer.conv1(torch.randn(2, 128, 3, 3)).any()
     other = timm.create_model("lsnet_t", num_classes=9, img_size=384, **options)
     assert other.head.l.weight.shape == (9, 384)
     table = resize_bias_table(source.blocks4[3].mixer.m.attention_biases, 36)

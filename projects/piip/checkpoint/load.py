@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.branches import Branch
 from ..modeling.lsnet import LSNetBody
-from ..modeling.lsnet.position_bias import resize_bias_table
+from ..modeling.lsnet.weights import resize_bias_table
 from ..modeling.meta_arch import ImageClassifier
 from ..modeling.piip_classifier import PIIPClassifier
 from ..modeling.single_branch import SingleBranch

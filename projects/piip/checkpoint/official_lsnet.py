@@ -6,11 +6,9 @@ and mmsegmentation's own names for heads.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Collection, Mapping
 
-import torch
 from detectron2.modeling.meta_arch import RetinaNet
 from torch import Tensor, nn
 
@@ -18,11 +16,10 @@ from ..errors import CheckpointError
 from ..modeling.lsnet import LSNet, LSNetBody, LSNetClassifier
 from ..modeling.lsnet.blocks import Attention
 from ..modeling.lsnet.position_bias import offset_index
+from ..modeling.lsnet.weights import INDEX, absent_branches
 from .describe import describe
 
 __all__ = ["HEAD_RULES", "fit_anchors", "has_lsnet", "indices", "prepare"]
-
-logger = logging.getLogger(__name__)
 
 # Names of the neck and of heads that PIIP does not have.
 HEAD_RULES = [
@@ -41,9 +38,8 @@ HEAD_RULES = [
 
 # What a file may have and a model may lack as a whole.
 _PART = re.compile(
-    r"^(?:backbone\.)?(?:blocks\d\.|(head)(?:_dist)?\.)|^(?:neck|rpn_head|roi_head|bbox_head|decode_head|auxiliary_head)\."
+    r"^(?:backbone\.)?(?:blocks\d|head|head_dist)\.|^(?:neck|rpn_head|roi_head|bbox_head|decode_head|auxiliary_head)\."
 )
-_INDEX = ".attention_bias_idxs"
 
 
 def has_lsnet(module: nn.Module) -> bool:
@@ -85,10 +81,10 @@ def prepare(
                 f"the checkpoint looks like {describe(given)}, the model is {describe(module.state_dict())}; choose "
                 "the one of lsnet_* and lsnet_*_distill that belongs to the checkpoint."
             )
-    superfluous = [name for name in tensors if name.endswith(_INDEX) or not _belongs(name, known)]
+    superfluous = [name for name in tensors if name.endswith(INDEX) or not _belongs(name, known)]
     for name in superfluous:
         del tensors[name]
-    neutral = _absent_branches(tensors, known)
+    neutral = absent_branches(tensors, known)
     return {**fit_anchors(module, tensors), **neutral}, ignored + superfluous, list(neutral)
 
 
@@ -99,27 +95,6 @@ def _belongs(name: str, known: Collection[str]) -> bool:
         return True
     part = match[0].replace("head_dist.", "head.")
     return any(own.startswith(part) for own in known)
-
-
-def _absent_branches(tensors: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:
-    """Neutral values of the 1x1 branches of blocks that the file has without them."""
-    neutral = {}
-    for name in known:
-        block, branch, rest = name.partition(".mixer.conv1.")
-        if branch and name not in tensors and (like := tensors.get(f"{block}.mixer.conv.c.weight")) is not None:
-            shape = {"c.weight": (len(like), 1, 1, 1), "bn.num_batches_tracked": ()}.get(rest, (len(like),))
-            value = torch.ones if rest == "bn.running_var" else torch.zeros
-            dtype = torch.long if rest == "bn.num_batches_tracked" else like.dtype
-            neutral[name] = value(shape, dtype=dtype)
-    if neutral:
-        blocks = {name.partition(".mixer.")[0] for name in neutral}
-        logger.warning(
-            "The checkpoint lacks tensors of the 1x1 branches of %d depthwise convolutions (%s first); they are set so "
-            "that these branches add nothing.",
-            len(blocks),
-            next(iter(neutral)),
-        )
-    return neutral
 
 
 def fit_anchors(module: nn.Module, tensors: Mapping[str, Tensor], inverse: bool = False) -> dict[str, Tensor]:
@@ -148,7 +123,7 @@ def _anchor_counts(module: RetinaNet) -> tuple[int, int]:
 def indices(module: nn.Module) -> dict[str, Tensor]:
     """The index buffers that released models have beside every table of attention biases, by names like ours."""
     return {
-        f"{name}{_INDEX}".removeprefix("."): offset_index(part.resolution)
+        f"{name}{INDEX}".removeprefix("."): offset_index(part.resolution)
         for name, part in module.named_modules()
         if isinstance(part, Attention)
     }

@@ -2,6 +2,6 @@
 
 from .backbone import LSNet
 from .body import STRIDES, VARIANTS, LSNetBody
-from .classifier import LSNetClassifier, filter_weights
+from .classifier import LSNetClassifier
 
-__all__ = ["STRIDES", "VARIANTS", "LSNet", "LSNetBody", "LSNetClassifier", "filter_weights"]
+__all__ = ["STRIDES", "VARIANTS", "LSNet", "LSNetBody", "LSNetClassifier"]

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ...errors import ConfigError
 from .blocks import Attention, Block, ConvNorm, LSConv, RepDW, Residual
 
-__all__ = ["STRIDES", "VARIANTS", "LSNetBody", "num_cells"]
+__all__ = ["STRIDES", "VARIANTS", "LSNetBody"]
 
 VARIANTS = {
     "t": {"dims": (64, 128, 256, 384), "depths": (0, 2, 8, 10)},
@@ -149,8 +149,3 @@ class LSNetBody(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay spares beside norms and biases."""
         return {name for name, _ in self.named_parameters() if name.endswith("attention_biases")}
-
-
-def num_cells(pixels: int, stride: int = STRIDES[-1]) -> int:
-    """Positions per side of the map of a stage."""
-    return -(-pixels // stride)

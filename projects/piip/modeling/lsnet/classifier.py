@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from timm.layers import SelectAdaptivePool2d
@@ -12,10 +11,9 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from .body import STRIDES, LSNetBody, num_cells
-from .position_bias import resize_bias_table
+from .body import STRIDES, LSNetBody
 
-__all__ = ["LSNetClassifier", "filter_weights"]
+__all__ = ["Head", "LSNetClassifier"]
 
 
 class Head(nn.Sequential):
@@ -71,7 +69,7 @@ class LSNetClassifier(LSNetBody):
         super().__init__(
             dims,
             depths,
-            resolution=num_cells(sides.pop()),
+            resolution=-(-sides.pop() // STRIDES[-1]),
             bias_resize="offsets",
             drop_path_rate=drop_path_rate,
             in_channels=in_chans,
@@ -176,20 +174,3 @@ class LSNetClassifier(LSNetBody):
         if prune_head:
             self.reset_classifier(0, "")
         return wanted
-
-
-def filter_weights(checkpoint: Mapping[str, Any], model: LSNetClassifier) -> dict[str, Tensor]:
-    """Fits a released file to a classifier, for timm's loader.
-
-    Indices are dropped, which are computed here, and tables of attention biases resized to the model's ``img_size``.
-    """
-    for key in ("state_dict", "model"):
-        if isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-    tensors = {name.removeprefix("module."): tensor for name, tensor in checkpoint.items()}
-    own = model.state_dict()
-    for name in [name for name in tensors if name.endswith("attention_bias_idxs")]:
-        del tensors[name]
-    for name in [name for name in tensors if name.endswith("attention_biases") and name in own]:
-        tensors[name] = resize_bias_table(tensors[name], own[name].shape[1])
-    return tensors

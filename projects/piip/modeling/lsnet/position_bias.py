@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import CheckpointError
-
-__all__ = ["RESIZES", "offset_index", "position_bias", "resize_bias_table"]
+__all__ = ["RESIZES", "offset_index", "position_bias"]
 
 RESIZES = ("matrix", "offsets")
 
@@ -45,26 +41,6 @@ def offset_index(resolution: int) -> Tensor:
     distances = _distances(resolution)
     index = distances[:, None, :, None] * resolution + distances[None, :, None, :]
     return index.flatten(2).flatten(0, 1)
-
-
-def resize_bias_table(table: Tensor, length: int) -> Tensor:
-    """Fits a flat table to another design grid, bicubically, as the released detectors take over a classifier's.
-
-    Shape:
-        (heads, R * R) -> (heads, length)
-
-    Raises:
-        CheckpointError: when one of the lengths is no square number.
-    """
-    old, new = math.isqrt(table.shape[1]), math.isqrt(length)
-    if old**2 != table.shape[1] or new**2 != length:
-        raise CheckpointError(
-            f"a table of {table.shape[1]} attention biases cannot be resized to {length}; both must be square numbers."
-        )
-    if old == new:
-        return table
-    grid = F.interpolate(table.unflatten(1, (old, old))[None].float(), (new, new), mode="bicubic", align_corners=False)
-    return grid[0].flatten(1).to(table.dtype)
 
 
 def _distances(n: int, device: torch.device | None = None) -> Tensor:
