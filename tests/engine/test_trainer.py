@@ -113,6 +113,30 @@ def test_gradient_is_clipped_and_logged() -> None:
     assert min(logged) > 0.1, "the norm before clipping"
 
 
+def test_adaptive_clipping_is_relative_to_the_weights_of_every_unit() -> None:
+    clipped, plain = make(max_norm=0.02, adaptive=True), make()
+    checked = []
+
+    class Units(HookBase):
+        def before_step(self) -> None:
+            self.weights = [p.detach().clone() for p in clipped.model.parameters()]
+
+        def after_step(self) -> None:
+            for weight, parameter in zip(self.weights, clipped.model.parameters(), strict=True):
+                dims = tuple(range(1, weight.dim())) or (0,)
+                limits = 0.02 * weight.norm(dim=dims).clamp(min=1e-3)
+                assert (parameter.grad.norm(dim=dims) <= limits * 1.001).all()
+            checked.append(clipped.iter)
+
+    clipped.register_hooks([Units()])
+    clipped.train(0, 5)
+    plain.train(0, 1)
+    assert checked == list(range(5))
+    logged = clipped.storage.history("grad_norm").values()[0][0]
+    gradient = torch.cat([p.grad.flatten() for p in plain.model.parameters()])
+    assert 0 < logged < gradient.norm()
+
+
 def test_ema_is_the_recursion() -> None:
     trainer = make()
     ema = ModelEMA(trainer.model, decay=0.9)

@@ -1,6 +1,6 @@
-"""Your own pictures in a folder per class: edit the fields, or set them on the command line.
+"""Your own pictures in a folder per class: edit the three fields, or set them on the command line.
 
-    dataloader.custom.folders.train=/data/birds/train   dataloader.custom.folders.val=/data/birds/val
+    dataloader.custom.folders.train=/data/birds/train   dataloader.custom.classes=/data/birds/train   ...
 
 A leaf config takes ``dataloader`` from here, and ``num_classes`` for its model, which then follows the classes.
 """
@@ -14,8 +14,8 @@ from .imagenet import dataloader
 dataloader.custom = {
     # Each holds one folder of pictures per class.
     "folders": {"train": "datasets/custom/train", "val": "datasets/custom/val"},
-    # A list of the classes' folders in the order of the labels, or a folder whose sub-folders they are.
-    "classes": "${dataloader.custom.folders.train}",
+    # Names of the classes' folders, in the order of the labels; or one folder whose sub-folders they are.
+    "classes": ["first", "second"],
     # Leave out pictures that cannot be read, instead of refusing the data.
     "skip_unreadable": False,
 }

@@ -1,0 +1,18 @@
+"""A training of seconds with everything that classification has: a network of timm on handwritten digits."""
+
+from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig
+from timm import create_model
+
+from piip.engine.config import config_root
+
+quickstart = LazyConfig.load(str(config_root() / "quickstart/classification_piip_digits.py"))
+model, dataloader, optimizer, lr_multiplier, train = (
+    quickstart[name] for name in ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+)
+model.network = L(create_model)(model_name="test_resnet", num_classes="${..num_classes}")
+dataloader.train.update(total_batch_size=8, repeats=2)
+dataloader.train.mapper.transform.update(size=16, auto_augment="rand-m9-mstd0.5-inc1")
+train.clip_grad.update(adaptive=True, max_norm=0.02)
+train.update(max_iter=4, eval_period=2, log_period=1)
+train.checkpointer.period = 1
