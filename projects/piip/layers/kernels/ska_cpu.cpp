@@ -2,11 +2,11 @@
 //
 // Needs only a C++17 compiler that knows GCC's vector types; with OpenMP it runs on several threads.
 //
-// Work is cut into tiles of a few rows. A tile is packed into rows with one zero between them, between rows of zeros
-// where the map ends, so that every tap is one offset for all pixels. Packing also converts to the type of the sums,
-// takes weights of any strides, and fills vectors up. Two small loops over vectors then do all arithmetic, for both
-// memory layouts: vectors run along the pixels of one weight channel where channels come first in memory, along the
-// J weight channels of one pixel where they come last. The C / J channels that share weights are called groups.
+// Work is cut into tiles of a few rows, which are packed so that every tap is one offset for all pixels: between rows
+// of zeros where the map ends, and so that no tap leads over the end of a row. Packing also converts to the type of the
+// sums, takes weights of any strides, and fills vectors up. Two small loops over vectors then do all arithmetic, for
+// both memory layouts: vectors run along the pixels of one weight channel where channels come first in memory, along
+// the J weight channels of one pixel where they come last. The C / J channels that share weights are called groups.
 
 #include <algorithm>
 #include <cstdint>
@@ -16,7 +16,7 @@
 
 namespace {
 
-constexpr int kTaps = 9;
+constexpr int64_t kTaps = 9;
 constexpr int64_t kTileElements = 16 * 1024;  // of x; the buffers of a tile then fit the second-level cache
 
 #if defined(__AVX512F__)
@@ -91,8 +91,10 @@ inline void sum_groups(int64_t lanes, int64_t groups, int64_t group_step, const 
   }
 }
 
+// Always inlined, for the loops whose length the caller knows.
 template <typename From, typename To>
-inline void copy(int64_t n, const From* from, int64_t from_step, To* to, int64_t to_step) {
+__attribute__((always_inline)) inline void copy(int64_t n, const From* from, int64_t from_step, To* to,
+                                                int64_t to_step) {
   if (from_step == 1 && to_step == 1) {
     if constexpr (std::is_same_v<From, To>)
       std::memcpy(to, from, n * sizeof(To));  // rows are short: this is twice as fast as the loop
@@ -121,7 +123,7 @@ class Ska {
   Ska(bool channels_last, const int64_t* sizes)
       : channels_last(channels_last), batch(sizes[0]), j(sizes[2]), height(sizes[3]), width(sizes[4]) {
     groups = sizes[1] / j;
-    const int64_t row = width * groups * (channels_last ? j : 1);
+    const int64_t row = width * groups * (channels_last ? j : 1);  // in elements
     rows = std::clamp<int64_t>(kTileElements / std::max<int64_t>(row, 1), 1, std::max<int64_t>(height, 1));
     pitch = width + channels_last;
     lanes = Simd<A>::round_up(channels_last ? j : rows * pitch);
@@ -138,14 +140,15 @@ class Ska {
     }
   }
 
-  View<T> map(T* data) const {
+  View<T> map(void* memory) const {
+    T* data = static_cast<T*>(memory);
     const int64_t c = groups * j, plane = height * width;
     if (channels_last) return {data, groups, plane * c, j, 1, width * c, c};
     return {data, groups, plane * c, plane * j, plane, width, 1};
   }
 
-  View<T> weight(T* data, const int64_t* strides) const {
-    return {data, kTaps, strides[0], strides[2], strides[1], strides[3], strides[4]};
+  View<T> weight(void* memory, const int64_t* strides) const {
+    return {static_cast<T*>(memory), kTaps, strides[0], strides[2], strides[1], strides[3], strides[4]};
   }
 
   void forward(View<T> x, View<T> w, View<T> out, int threads) const {
@@ -227,21 +230,23 @@ class Ska {
     zero_rows(view.parts, 0, from - first, rows, packed);
     zero_rows(view.parts, to - first, last - first, rows, packed);
     for_runs(tile, from, to, view, rows + (from - first) * pitch * packed.pixel, packed,
-             [](int64_t n, T* there, int64_t step, A* here, int64_t to_step) { copy(n, there, step, here, to_step); });
+             [](auto n, T* there, int64_t step, A* here, int64_t to_step) { copy(n, there, step, here, to_step); });
   }
 
   void unpack(const Tile& tile, const View<T>& view, A* buffer, Packed packed) const {
     for_runs(tile, tile.top, tile.bottom, view, buffer, packed,
-             [](int64_t n, T* there, int64_t step, A* here, int64_t from_step) { copy(n, here, from_step, there, step); });
+             [](auto n, T* there, int64_t step, A* here, int64_t to_step) { copy(n, here, to_step, there, step); });
   }
 
   void zero_rows(int64_t parts, int64_t from, int64_t to, A* rows, Packed packed) const {
-    if (from >= to) return;
-    if (channels_last) return (void)std::fill_n(rows + from * pitch * packed.pixel, (to - from) * pitch * packed.pixel, A(0));
-    for (int64_t part = 0; part < parts; ++part) std::fill_n(rows + part * packed.part + from * pitch, (to - from) * pitch, A(0));
+    const int64_t count = (to - from) * pitch * packed.pixel;
+    A* start = rows + from * pitch * packed.pixel;
+    for (int64_t part = 0; part < (channels_last ? 1 : parts); ++part)
+      std::fill_n(start + part * packed.part, count, A(0));
   }
 
-  // Where channels come first, a step to the left or right of a row leads into another one: such taps weigh nothing.
+  // Where channels come first, rows lie end to end, and a tap beside the map meets another row: it weighs nothing.
+  // So an infinite value makes NaN at the other side of the map, too.
   void zero_sideways(const Tile& tile, int64_t margin, A* weight) const {
     if (channels_last) return;
     const int64_t count = tile.bottom - tile.top + 2 * margin;
@@ -254,7 +259,8 @@ class Ska {
 
   // Calls run(count, tensor, step, buffer, step) for the elements of rows, in runs as long as memory allows.
   template <typename Run>
-  void for_runs(const Tile& tile, int64_t from, int64_t to, const View<T>& view, A* rows, Packed packed, const Run& run) const {
+  void for_runs(const Tile& tile, int64_t from, int64_t to, const View<T>& view, A* rows, Packed packed,
+                const Run& run) const {
     T* image = view.data + tile.image * view.image + tile.channel * view.j;
     if (!channels_last && view.column == 1 && view.row == width) {
       for (int64_t part = 0; part < view.parts; ++part)
@@ -269,10 +275,11 @@ class Ska {
           run(width, there + part * view.part, view.column, row + part * packed.part, 1);
       } else if (view.j == 1 && view.part == j && view.column == packed.pixel) {
         run(width * packed.pixel, there, 1, row, 1);
-      } else if (view.part == 1) {  // as a convolution of channels-last memory writes weights: taps of a channel in a row
+      } else if (view.part == 1 && view.parts == kTaps) {  // weights as a convolution of such memory writes them
         for (int64_t x = 0; x < width; ++x)
           for (int64_t channel = 0; channel < j; ++channel)
-            run(view.parts, there + x * view.column + channel * view.j, 1, row + x * packed.pixel + channel, packed.part);
+            run(std::integral_constant<int64_t, kTaps>(), there + x * view.column + channel * view.j, 1,
+                row + x * packed.pixel + channel, packed.part);
       } else {
         for (int64_t x = 0; x < width; ++x)
           for (int64_t part = 0; part < view.parts; ++part)
@@ -292,15 +299,15 @@ template <typename T, typename A>
 void run_forward(bool channels_last, const int64_t* sizes, void* x, void* w, const int64_t* w_strides, void* out,
                  int threads) {
   Ska<T, A> ska(channels_last, sizes);
-  ska.forward(ska.map((T*)x), ska.weight((T*)w, w_strides), ska.map((T*)out), threads);
+  ska.forward(ska.map(x), ska.weight(w, w_strides), ska.map(out), threads);
 }
 
 template <typename T, typename A>
 void run_backward(bool channels_last, const int64_t* sizes, void* grad, void* x, void* w, const int64_t* w_strides,
                   void* gx, void* gw, const int64_t* gw_strides, int threads) {
   Ska<T, A> ska(channels_last, sizes);
-  ska.backward(ska.map((T*)grad), ska.map((T*)x), ska.weight((T*)w, w_strides), ska.map((T*)gx),
-               ska.weight((T*)gw, gw_strides), threads);
+  ska.backward(ska.map(grad), ska.map(x), ska.weight(w, w_strides), ska.map(gx),
+               ska.weight(gw, gw_strides), threads);
 }
 
 }  // namespace
