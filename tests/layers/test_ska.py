@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -238,3 +239,11 @@ def test_failed_build_is_told_and_not_fatal(
     assert "broken.cpp could not be built" in caplog.text
     assert "there is no C++ compiler" in caplog.text
     assert not list((tmp_path / "cache" / "kernels").iterdir())
+
+
+def test_onnx_gets_operators_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    x, w, _ = random_inputs(SHAPES["lsnet"])
+    graph = make_fx(ska)(x, w)
+    assert not [node for node in graph.graph.nodes if "piip" in str(node.target)]
+    torch.testing.assert_close(graph(x, w), torch.ops.piip.ska(x, w))
