@@ -45,6 +45,7 @@ REQUIRED = {
     "matplotlib": "matplotlib",
     "tensorboard": "tensorboard",
     "scikit-learn": "sklearn",
+    "torchmetrics": "torchmetrics",
 }
 CEILINGS = {"fvcore": "0.1.6", "iopath": "0.1.10", "omegaconf": "2.4"}
 

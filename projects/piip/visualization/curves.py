@@ -25,7 +25,14 @@ Record = dict[str, float]
 # Of the palette, what stands out as a thin line on white.
 _LINES = [colour for colour in PALETTE if colour not in ("#F0E442", "#BBCC33", "#FFAABB")]
 _STYLES = [("black", "o"), ("#0072B2", "s"), ("#D55E00", "^")]
-_TASKS = {"bbox": "Boxes", "segm": "Masks", "keypoints": "Keypoints", "sem_seg": "Pixels", "classification": "Images"}
+_TASKS = {
+    "bbox": "Boxes",
+    "segm": "Masks",
+    "keypoints": "Keypoints",
+    "sem_seg": "Pixels",
+    "panoptic_seg": "Segments",
+    "classification": "Images",
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,13 @@ METRICS = (
         "share of pixels (%)",
         ("mIoU", "fwIoU", "mACC", "pACC"),
         ("mIoU", "mACC", "pACC"),
+    ),
+    MetricFamily(
+        "Panoptic quality",
+        "pq.png",
+        "quality (%)",
+        ("PQ", "SQ", "RQ", "PQ_th", "PQ_st"),
+        ("PQ", "SQ", "RQ"),
     ),
     MetricFamily(
         "Accuracy",

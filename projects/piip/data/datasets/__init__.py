@@ -9,6 +9,7 @@ from .coco import (
     register_coco,
 )
 from .digits import register_digits
+from .digits_panoptic import register_digits_panoptic
 from .digits_scenes import generate_digits_scenes, register_digits_scenes
 from .image_folder import image_folder, num_folders, register_image_folder, register_images
 from .imagenet import imagenet_synsets, register_imagenet
@@ -27,6 +28,7 @@ __all__ = [
     "num_folders",
     "register_coco",
     "register_digits",
+    "register_digits_panoptic",
     "register_digits_scenes",
     "register_image_folder",
     "register_imagenet",
@@ -36,5 +38,6 @@ __all__ = [
 ]
 
 register_digits_scenes()
+register_digits_panoptic()
 register_digits()
 register_imagenet()

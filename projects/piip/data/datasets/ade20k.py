@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from iopath.common.file_io import file_lock
 from PIL import Image
 
 from ...errors import DataError
+from .folders import make_folder
 
 __all__ = ["prepare_ade20k"]
 
@@ -24,7 +22,7 @@ def prepare_ade20k(folder: str) -> None:
     """Makes a folder of ADE20K's label maps unless it is there.
 
     As distributed, 0 stands for "no class" and 1 to 150 for the classes. Detectron2 wants the classes from 0 on and 255
-    for pixels that do not count. The folder appears whole or not at all; of several processes one makes it.
+    for pixels that do not count.
 
     Args:
         folder: ``.../annotations_detectron2/<split>``; the distributed maps are in ``.../annotations/<split>``. Where
@@ -35,33 +33,16 @@ def prepare_ade20k(folder: str) -> None:
     """
     target = Path(folder)
     source = target.parent.with_name("annotations") / target.name
-    if target.is_dir() or not source.is_dir():
-        return
-    try:
-        target.parent.mkdir(exist_ok=True)
-        with file_lock(str(target)):
-            if not target.is_dir():
-                _convert(source, target)
-    except OSError as error:
-        raise DataError(
-            f"ADE20K's label maps cannot be written to {folder!r} ({error.strerror or error}); make the folder "
-            "writable, or run the training once where it is."
-        ) from error
+    if source.is_dir():
+        make_folder(target, lambda unfinished: _convert(source, unfinished))
 
 
 def _convert(source: Path, target: Path) -> None:
     files = sorted(source.glob("*.png"))
-    logger.info("Numbering the classes of %d label maps from 0 on: %s, once.", len(files), target)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        unfinished.chmod(0o755)  # mkdtemp's folders are private, datasets are shared
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            for _ in threads.map(lambda file: _convert_file(file, unfinished / file.name), files):
-                pass
-        unfinished.rename(target)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+    logger.info("Numbering the classes of %d label maps from 0 on: %s, once.", len(files), source)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for _ in threads.map(lambda file: _convert_file(file, target / file.name), files):
+            pass
 
 
 def _convert_file(source: Path, target: Path) -> None:
