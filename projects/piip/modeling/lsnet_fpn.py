@@ -32,8 +32,9 @@ class LSNetFPN(Backbone):
             RetinaNet does.
 
     Shape:
-        (B, 3, H, W) -> ``p3`` for stride 8 and so on, finest first, each (B, out_channels, h, w) with the sizes of the
-        maps; twice the size of the finest map for the finer level, half of the coarsest (rounded up) for the coarser
+        (B, 3, H, W) -> the maps that it takes, by their own names; then ``p3`` for stride 8 and so on, finest first,
+        each (B, out_channels, h, w) with the sizes of the maps; twice the size of the finest map for the finer level,
+        half of the coarsest (rounded up) for the coarser
 
     Raises:
         ConfigError: for an unknown map, or maps whose strides do not double.
@@ -63,13 +64,14 @@ class LSNetFPN(Backbone):
             strides.insert(0, strides[0] // 2)
         if coarser_level:
             strides.append(strides[-1] * 2)
-        self._output_shape = {f"p{s.bit_length() - 1}": ShapeSpec(channels=out_channels, stride=s) for s in strides}
+        levels = {f"p{s.bit_length() - 1}": ShapeSpec(channels=out_channels, stride=s) for s in strides}
+        self._output_shape = {name: shapes[name] for name in in_features} | levels
         self.lateral_convs = nn.ModuleDict({n: nn.Conv2d(shapes[n].channels, out_channels, 1) for n in in_features})
         self.output_convs = nn.ModuleDict(
-            {name: nn.Conv2d(out_channels, out_channels, 3, padding=1) for name in self._output_shape}
+            {name: nn.Conv2d(out_channels, out_channels, 3, padding=1) for name in levels}
         )
         self.finer_conv = nn.ConvTranspose2d(out_channels, out_channels, 2, stride=2) if finer_level else None
-        self.coarser = list(self._output_shape)[-1] if coarser_level else None
+        self.coarser = list(levels)[-1] if coarser_level else None
         if self.coarser:
             last = shapes[in_features[-1]].channels
             self.output_convs[self.coarser] = nn.Conv2d(last, out_channels, 3, stride=2, padding=1)
@@ -92,7 +94,8 @@ class LSNetFPN(Backbone):
             merged.insert(0, self.finer_conv(merged[0]))
         if self.coarser:
             merged.append(features[self.in_features[-1]])
-        return {name: conv(x) for (name, conv), x in zip(self.output_convs.items(), merged, strict=True)}
+        levels = {name: conv(x) for (name, conv), x in zip(self.output_convs.items(), merged, strict=True)}
+        return {name: features[name] for name in self.in_features} | levels
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of every output map."""
