@@ -43,6 +43,13 @@ def test_dino_trains_and_reports(project: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_classifier_learns(project: Path, tmp_path: Path) -> None:
+    results = train(project, tmp_path, config="quickstart/classification_piip_digits.py")
+    assert results["classification"]["top1"] >= 95
+    assert {p.name for p in (tmp_path / "report").iterdir()} >= {"accuracy.png", "confusion.png", "predictions.png"}
+
+
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_metrics(project: Path, tmp_path: Path) -> None:
     first, second = (train(project, tmp_path / name, "train.max_iter=60") for name in ("a", "b"))
     assert first == second

@@ -30,6 +30,15 @@ def main_of(path: Path):
     return module.main
 
 
+def test_a_classifier(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["analyze_model", "--config-file", "quickstart/classification_piip_digits"])
+    assert main_of(project / "tools" / "analyze_model.py")() == 0
+    printed = capsys.readouterr().out
+    assert "input 32 x 32" in printed
+    assert "network.branches.2" in printed
+    assert "network.heads" in printed
+
+
 def test_one_config(project: Path, tmp_path: Path) -> None:
     overrides = [
         "model.roi_heads.num_classes=3",
