@@ -64,12 +64,13 @@ def ska(x: Tensor, w: Tensor) -> Tensor:
 def ska_reference(x: Tensor, w: Tensor) -> Tensor:
     """The same as :func:`ska`, written for reading: neighbourhoods are laid out, multiplied and summed."""
     (b, c, height, width), (_, j, taps) = x.shape, w.shape[:3]
-    ks = math.isqrt(taps)
+    groups, ks = math.ceil(c / j), math.isqrt(taps)
     dtype = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
-    weights = w.to(x.dtype).to(dtype)[:, torch.arange(c, device=w.device) % j]
-    patches = F.unfold(x.to(dtype), ks, padding=ks // 2).view(b, c, taps, height, width)
-    total = torch.promote_types(dtype, torch.float32)
-    return (patches * weights).sum(dim=2, dtype=total).to(x.dtype)
+    whole = F.pad(x.to(dtype), (0, 0, 0, 0, 0, groups * j - c))
+    patches = F.unfold(whole, ks, padding=ks // 2).view(b, groups, j, taps, height, width)
+    products = patches * w.to(x.dtype).to(dtype).unsqueeze(1)
+    out = products.sum(dim=3, dtype=torch.promote_types(dtype, torch.float32))
+    return out.flatten(1, 2)[:, :c].to(x.dtype)
 
 
 def _check(x: Tensor, w: Tensor) -> None:
