@@ -29,7 +29,7 @@ from ..errors import ConfigError, did_you_mean
 from ..layers import DeformAttn, MSDeformAttn
 from ..modeling import Branch
 from ..modeling.branch_pyramid import BranchPyramid
-from ..modeling.meta_arch import DINO, ImageClassifier
+from ..modeling.meta_arch import DINO, ImageClassifier, SemanticSegmentor
 from .cost import Cost
 from .shapes import UncountedShapes
 
@@ -99,9 +99,11 @@ class Complexity:
 def natural_size(model: nn.Module) -> int:
     """Pixels per side at which a model's published cost is stated.
 
-    The highest resolution of a PIIP, the image size of a timm classifier, else 1024.
+    The size of a segmentor's training, the highest resolution of a PIIP, the image size of a timm classifier, or 1024.
     """
     for module in model.modules():
+        if isinstance(module, SemanticSegmentor) and module.train_size:
+            return module.train_size
         if isinstance(module, BranchPyramid):
             return module.resolutions[0]
         if isinstance(module, ImageClassifier) and hasattr(module.network, "pretrained_cfg"):
@@ -113,8 +115,8 @@ def analyze(model: nn.Module, size: tuple[int, int] | None = None) -> Complexity
     """Counts the true cost of a detector's or a backbone's inference.
 
     Of a Mask R-CNN (any RPN with Detectron2's standard or cascaded heads) all layers are counted: the box head on as
-    many proposals and the mask head on as many detections as the model keeps at most. So are those of a RetinaNet and
-    a DINO. Of other detectors only the backbone is, and the notes say so.
+    many proposals and the mask head on as many detections as the model keeps at most. So are those of a RetinaNet,
+    a DINO and a segmentor. Of other detectors only the backbone is, and the notes say so.
 
     Args:
         model: on any device; it stays as it is.
@@ -171,6 +173,8 @@ class _Inference(nn.Module):
             self.notes.append(f"decoder: {queries.shape[1]} queries")
         if isinstance(model, DenseDetector):
             model.head([features[name] for name in model.head_in_features])
+        if hasattr(model, "sem_seg_head"):
+            model.sem_seg_head(features)
         if not isinstance(model, GeneralizedRCNN):
             return
         proposals, heads = model.proposal_generator, model.roi_heads

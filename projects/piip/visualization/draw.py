@@ -105,7 +105,7 @@ def draw_annotations(
 
 
 def draw_labels(image: np.ndarray, labels: np.ndarray, metadata: Metadata, shorter_side: int = 0) -> np.ndarray:
-    """Draws the class of every pixel: a tint and an outline, and the name of the class on its largest part.
+    """Draws the class of every pixel: a tint and an outline, and the name of the class where it is widest.
 
     Args:
         image: RGB, uint8.
@@ -121,7 +121,7 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, metadata: Metadata, short
     masks = [labels == c for c in classes]
     return _draw(
         image,
-        boxes=np.asarray([_largest_part(mask) for mask in masks], dtype=np.float32).reshape(-1, 4),
+        boxes=np.asarray([2 * _innermost(mask) for mask in masks], dtype=np.float32).reshape(-1, 4),
         masks=masks,
         classes=classes,
         labels=[class_name(metadata, c, "stuff") for c in classes],
@@ -154,12 +154,11 @@ def draw_scores(image: np.ndarray, scores: Tensor, metadata: Metadata, shorter_s
     )
 
 
-def _largest_part(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """The box around the largest connected part of a mask."""
-    parts, _ = ndimage.label(mask)
-    largest = 1 + np.bincount(parts.ravel())[1:].argmax()
-    rows, columns = ndimage.find_objects(parts)[largest - 1]
-    return columns.start, rows.start, columns.stop, rows.stop
+def _innermost(mask: np.ndarray) -> tuple[float, float]:
+    """The point (x, y) of a mask that is farthest from its border."""
+    distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(distance.argmax(), distance.shape)
+    return x + 0.5, y + 0.5
 
 
 def _decode(segmentation: Any, height: int, width: int) -> np.ndarray | None:
@@ -261,8 +260,9 @@ def _draw_label(
     w, h = extent.width + 2 * pad, extent.height + 2 * pad
     out_width, out_height = axes.bbox.width, axes.bbox.height
     x0, y0, x1, y1 = box
+    wanted = [(x0 - w / 2, y0 - h / 2)] if x0 == x1 else []  # centred on a point
     places = []
-    for x, y in [(x0, y0 - h), (x1 - w, y0 - h), (x0, y1), (x1 - w, y1), (x0, y0), (x0, y1 - h)]:
+    for x, y in [*wanted, (x0, y0 - h), (x1 - w, y0 - h), (x0, y1), (x1 - w, y1), (x0, y0), (x0, y1 - h)]:
         inside = min(max(x, 0), max(out_width - w, 0)), min(max(y, 0), max(out_height - h, 0))
         hidden = sum(_overlap((*inside, w, h), other) for other in taken)
         moved = abs(inside[0] - x) + abs(inside[1] - y)
