@@ -25,7 +25,7 @@ from piip.checkpoint.weights import read_weights
 from piip.engine.config import load_config
 from piip.errors import CheckpointError, ConfigError, run_cli
 from piip.model_zoo.recognize import fits, matching_configs
-from piip.modeling.without_weights import build_on_meta
+from piip.modeling.without_weights import build_without_weights
 
 EXAMPLES = """
 examples:
@@ -57,7 +57,7 @@ def main() -> int:
     cfg = load_config(config, args.opts)
     if cfg.get("model") is None:
         raise ConfigError(f"config {config!r} has no model.")
-    model = build_on_meta(cfg.model)
+    model = build_without_weights(cfg.model)
     try:
         ours, report = match_weights(model, tensors)
     except CheckpointError as error:

@@ -161,3 +161,20 @@ def test_mistakes_are_told_in_a_line_and_leave_nothing(convert, files, tmp_path)
         assert status == 2
         assert message in err
         assert os.listdir(target.parent) == []
+
+
+def test_lsnet_detector_there_and_back_with_the_order_of_its_anchors(convert, tmp_path):
+    config = "quickstart/retinanet_lsnet_digits.py"
+    lsnet = instantiate(model_zoo.get_config(config).model)
+    torch.save({"model": lsnet.state_dict()}, tmp_path / "own.pth")
+    status, out, err = convert(tmp_path / "own.pth", "--to", tmp_path / "released.pth", "--layout", "official")
+    assert status == 0, err
+    assert f"config   {config}" in out
+    released = torch.load(tmp_path / "released.pth", weights_only=True)["state_dict"]
+    weight = lsnet.head.cls_score.weight.detach().unflatten(0, (3, 3, 10))  # sizes, ratios, classes
+    assert released["bbox_head.retina_cls.weight"].equal(weight.transpose(0, 1).flatten(0, 2))
+    status, _, err = convert(tmp_path / "released.pth", "--to", tmp_path / "back.pth", "--config", config)
+    assert status == 0, err
+    again = instantiate(model_zoo.get_config(config).model)
+    assert load_weights(again, str(tmp_path / "back.pth")).complete
+    assert equal(again, lsnet)

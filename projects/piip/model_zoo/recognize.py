@@ -14,7 +14,7 @@ from ..checkpoint.describe import BranchLook, looks_of
 from ..checkpoint.load import LoadReport, match_weights
 from ..errors import UserError
 from ..modeling import PIIP, LSNet, SingleBranch
-from ..modeling.without_weights import build_on_meta
+from ..modeling.without_weights import build_without_weights
 from .zoo import get_config, list_configs, network_of
 
 __all__ = ["fits", "matching_configs"]
@@ -109,7 +109,7 @@ def _architecture(node: Any) -> Any:
 
 def _matches(model: DictConfig, tensors: Mapping[str, Tensor]) -> bool:
     try:
-        built = build_on_meta(model)
+        built = build_without_weights(model)
         _, report = match_weights(built, tensors)
     except UserError:  # also of a config that waits for the user's own data
         return False
