@@ -1,6 +1,7 @@
 """Layer-wise learning-rate decay against the groups of the released recipe."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -75,3 +76,14 @@ def test_parts_may_learn_faster_and_names_be_spared():
 def test_names_that_meet_no_parameter_are_told(options):
     with pytest.raises(ConfigError, match="no parameter of the model has 'necks'"):
         layer_decay_groups(nn.Linear(1, 1), 0.1, 0.1, **options)
+
+
+def test_networks_of_timm_have_their_own_layers():
+    model = nn.ModuleDict({"network": timm.create_model("test_vit", num_classes=3), "extra": nn.Linear(1, 1)})
+    groups = layer_decay_groups(model, 1.0, 0.0, lr_decay_rate=0.5)
+    lr = {name: group["lr"] for group in groups for name in group["names"]}
+    depth = len(model.network.blocks)
+    assert lr["network.patch_embed.proj.weight"] == lr["network.pos_embed"] == 0.5 ** (depth + 1)
+    for i in range(depth):
+        assert lr[f"network.blocks.{i}.attn.proj.bias"] == 0.5 ** (depth - i)
+    assert lr["network.head.weight"] == lr["extra.weight"] == 1.0

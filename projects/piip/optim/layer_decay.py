@@ -1,4 +1,4 @@
-"""Layer-wise learning-rate decay over all branches of a pyramid at once.
+"""Layer-wise learning-rate decay over all branches of a pyramid at once, or over a network of timm.
 
 Source: recipe of the released PIIP detectors; BEiT (arXiv:2106.08254) for the idea.
 """
@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from timm.models import group_parameters
 from torch import nn
 
 from ..errors import ConfigError
@@ -31,13 +32,13 @@ def layer_decay_groups(
     With L the depth of the deepest branch, parameters of block i of a branch of depth d have the layer number
     ``floor((i + 1) * L / d)``, embeddings 0, and everything outside the branches (interactions, merging, necks, heads)
     ``L + 1``; the learning rate is ``base_lr * lr_decay_rate ** (L + 1 - number)``. So the last block of every branch
-    has the same rate.
+    has the same rate. In a model without branches the layers are those that timm tells of its networks.
 
     Weight decay spares one-dimensional tensors and biases. As in the released detectors' recipe it does apply to
     position embeddings and to the scalar branch weights of the merging.
 
     Args:
-        model: any model; without branches inside, all parameters have the full rate.
+        model: any model; without branches or a network of timm inside, all parameters have the full rate.
         base_lr: learning rate of the heads.
         weight_decay: decay of weights.
         lr_decay_rate: factor per layer, in (0, 1].
@@ -61,6 +62,7 @@ def layer_decay_groups(
             for name, _ in branch.named_parameters():
                 if (layer := branch.layer_id(name)) is not None:
                     layers[f"{prefix}.{name}" if prefix else name] = (layer, branch.num_blocks)
+    layers = layers or _timm_layers(model)
     deepest = max((depth for _, depth in layers.values()), default=0)
     lr_factors = dict(lr_factors or {})
     for argument, words in (("lr_factors", lr_factors), ("never_decay", never_decay)):
@@ -85,3 +87,13 @@ def layer_decay_groups(
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def _timm_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Layer and depth of the parameters of the first network of timm in a model; of a head, one layer more."""
+    for prefix, module in model.named_modules():
+        if hasattr(module, "group_matcher"):
+            numbers = group_parameters(module, module.group_matcher(coarse=False), reverse=True)
+            depth = max(numbers.values()) - 1
+            return {f"{prefix}.{name}".lstrip("."): (number, depth) for name, number in numbers.items()}
+    return {}
