@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Looks at pictures and videos with the model of a config, and writes them with what it found: objects, or pixels.
+"""Looks at pictures and videos with the model of a config, and writes them with what it found: objects, pixels, classes.
 
 python tools/demo.py --config-file CONFIG --checkpoint FILE --input photos/ clip.mp4 --output out
 """

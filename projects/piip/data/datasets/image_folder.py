@@ -22,7 +22,7 @@ __all__ = ["class_folders", "image_folder", "list_pictures", "num_folders", "reg
 
 logger = logging.getLogger(__name__)
 
-Classes = Sequence[str] | str
+Classes = Sequence[str] | str | os.PathLike
 
 
 def register_image_folder(
@@ -100,20 +100,28 @@ def class_folders(classes: Classes) -> list[str]:
         ConfigError: for an empty or repeated class.
         DataError: when there is no such folder, or nothing in it.
     """
-    if isinstance(classes, str):
+    if isinstance(classes, str | os.PathLike):
         if not os.path.isdir(classes):
             raise DataError(f"There is no folder {os.path.abspath(classes)!r} to take the classes from; correct it.")
-        found = sorted(entry.name for entry in os.scandir(classes) if entry.is_dir())
+        found = sorted(_folders_in(classes))
         if not found:
             raise DataError(
                 f"The folder {os.path.abspath(classes)!r} has no folders, which the classes are taken from."
             )
         return found
     names = [str(c) for c in classes]
-    if not names or len(set(names)) != len(names):
-        repeated = [name for name, count in Counter(names).items() if count > 1]
-        raise ConfigError(f"The classes must be different names, but {quote(repeated) or 'there are none'}.")
+    if not names:
+        raise ConfigError("There are no classes; list the names of their folders.")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigError(
+            f"The classes must be different names, but some are listed more than once: {quote(repeated)}."
+        )
     return names
+
+
+def _folders_in(folder: str | os.PathLike) -> set[str]:
+    """Names of the folders directly inside, without hidden ones, which programs leave behind."""
+    return {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
 
 
 def num_folders(classes: Classes) -> int:
@@ -181,7 +189,7 @@ def list_pictures(name: str, root: str, folders: Sequence[str], subset: bool = F
             f"Dataset {name!r} is not there: there is no folder {os.path.abspath(root)!r}; put the data there or "
             "correct the path."
         )
-    there = {entry.name for entry in os.scandir(root) if entry.is_dir()}
+    there = _folders_in(root)
     if unknown := sorted(there - set(folders)):
         raise DataError(
             f"The folder {root!r} of dataset {name!r} has {len(unknown)} folders that are no class: {quote(unknown)}; "
