@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Looks at pictures and videos with the model of a config, and writes them with what it found: objects, pixels, classes.
+"""Looks at pictures and videos with the model of a config, and writes them with what it found.
 
 python tools/demo.py --config-file CONFIG --checkpoint FILE --input photos/ clip.mp4 --output out
 """
