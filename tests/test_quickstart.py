@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 MASK_RCNN, DINO = "quickstart/mask_rcnn_piip_digits.py", "quickstart/dino_piip_digits.py"
+SEMANTIC, PANOPTIC = "quickstart/semantic_fpn_piip_digits.py", "quickstart/panoptic_fpn_piip_digits.py"
 
 
 def train(project: Path, output_dir: Path, *overrides: str, config: str = MASK_RCNN) -> dict[str, dict[str, float]]:
@@ -33,6 +34,30 @@ def test_demo_learns(project: Path, tmp_path: Path) -> None:
 def test_dino_learns(project: Path, tmp_path: Path) -> None:
     results = train(project, tmp_path, config=DINO)
     assert results["bbox"]["AP50"] >= 50
+
+
+@pytest.mark.slow
+def test_semantic_segmentation_learns(project: Path, tmp_path: Path) -> None:
+    results = train(project, tmp_path, config=SEMANTIC)
+    assert results["sem_seg"]["mIoU"] >= 60
+    assert {p.name for p in (tmp_path / "report").iterdir()} >= {"index.md", "losses.png", "iou.png", "predictions.png"}
+
+
+@pytest.mark.slow
+def test_panoptic_segmentation_learns(project: Path, tmp_path: Path) -> None:
+    results = train(project, tmp_path, config=PANOPTIC)
+    assert set(results) == {"bbox", "segm", "panoptic_seg"}
+    assert results["panoptic_seg"]["PQ_st"] >= 90
+    assert (tmp_path / "report" / "pq.png").exists()
+
+
+def test_semantic_segmentation_trains_and_reports(project: Path, tmp_path: Path) -> None:
+    small = ("train.max_iter=2", "train.report.num_images=1", "dataloader.train.total_batch_size=2")
+    results = train(project, tmp_path, *small, config=SEMANTIC)
+    assert set(results["sem_seg"]) >= {"mIoU", "fwIoU", "mACC", "pACC"}
+    assert {p.name for p in (tmp_path / "report").iterdir()} >= {"index.md", "iou.png", "predictions.png"}
+    best = json.loads((tmp_path / "summary.json").read_text())
+    assert best["best_metric"] == "sem_seg/mIoU"
 
 
 def test_dino_trains_and_reports(project: Path, tmp_path: Path) -> None:

@@ -104,6 +104,18 @@ def test_videos(demo, arguments, tmp_path, capsys):
     assert "2 frames, " in capsys.readouterr().out
 
 
+def test_a_segmentor_labels_pixels(demo, pictures, capsys):
+    config = ["--config-file", "quickstart/semantic_fpn_piip_digits.py", "train.device=cpu"]
+    out = pictures / "out"
+    assert demo.main([*config, "--input", str(pictures / "a"), "--output", str(out), "--json"]) == 0
+    records = json.loads((out / "predictions.json").read_text())
+    assert sum(mask_util.area(r["segmentation"]) for r in records) == 96 * 160  # every pixel has one class
+    assert {r["category"] for r in records} <= {"background", *(f"digit {i}" for i in range(10))}
+    with Image.open(out / "x.png") as picture:
+        assert picture.size == (800, 480)
+    assert " % " in capsys.readouterr().out.splitlines()[0]
+
+
 def test_outputs_beside_the_inputs_leave_them_alone(demo, arguments, pictures):
     before = (pictures / "a" / "x.png").read_bytes()
     assert demo.main([*arguments, "--input", str(pictures / "a" / "x.png"), "--output", str(pictures / "a")]) == 0
