@@ -69,8 +69,9 @@ class BackboneCase:
                 "eager": partial(_with(ska_eager.forward, model), image),
                 "kernels": partial(model, image),
                 "kernels, fused": partial(fused, image),
+                "kernels, fused, channels last": partial(_channels_last(fused), _channels_last(image)),
             }
-            networks = dict.fromkeys(forms, model) | {"kernels, fused": fused}
+            networks = {name: fused if "fused" in name else model for name in forms}
             if settings.compiled:
                 forms["kernels, fused, compiled"] = partial(torch.compile(fused), image)
                 networks["kernels, fused, compiled"] = fused
