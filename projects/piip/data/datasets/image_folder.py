@@ -113,9 +113,7 @@ def class_folders(classes: Classes) -> list[str]:
     if not names:
         raise ConfigError("There are no classes; list the names of their folders.")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise ConfigError(
-            f"The classes must differ, but some are listed more than once: {quote(repeated)}."
-        )
+        raise ConfigError(f"The classes must differ, but some are listed more than once: {quote(repeated)}.")
     return names
 
 
