@@ -24,7 +24,7 @@ SEGMENTATION, DETECTION = "COCO-InstanceSegmentation", "COCO-Detection"
 
 
 def config(name: str) -> DictConfig:
-    folder = DETECTION if name.startswith("dino") else SEGMENTATION
+    folder = DETECTION if name.startswith(("dino", "retinanet")) else SEGMENTATION
     return get_config(f"{folder}/{name}.py")
 
 
@@ -54,6 +54,14 @@ PLAIN = {
         for sizes in ("ct_vs_vb", "ct_cs_vb", "ct_vs_cb", "vt_cs_vb", "vt_cs_cb", "vt_vs_cb")
     },
     "mask_rcnn_piip_ct_cs_cb_1024_672_448_1x": (1333, 800, 32, IMAGENET, 2e-4, 0.8, 16),
+    **{
+        f"mask_rcnn_piip_lsnet_{sizes}_1x": (long, short, 224, IMAGENET, 1e-4, 0.85, 16)
+        for sizes, long, short in (
+            ("t_vit_s_b_1120_896_448", 1120, 672),
+            ("t_vit_s_b_1568_1120_672", 1568, 941),
+            ("t_s_b_1120_896_448", 1120, 672),
+        )
+    },
     "mask_rcnn_vit_b_1024_1x": (1024, 614, 64, HALF, 1e-4, 0.95, 16),
     "mask_rcnn_vit_l_1024_1x": (1024, 614, 64, HALF, 1e-4, 0.95, 16),
     "mask_rcnn_convnext_b_1024_1x": (1024, 614, 64, IMAGENET, 1e-4, 1.0, 16),
@@ -68,6 +76,7 @@ MULTI_SCALE = {
     "dino_4scale_piip_lh6b_1536_1024_512_2x": (1.5, 1536, 1999, 1200, 64, HALF, 2e-4, 0.85, 32),
     "dino_4scale_piip_sbl_1792_1120_672_3x": (1.75, 1792, 2332, 1400, 224, IMAGENET, 2e-4, 0.85, 32),
 }
+LSNETS = [f"{detector}_lsnet_{size}_1x" for detector in ("retinanet", "mask_rcnn") for size in "tsb"]
 JITTERED = {
     f"mask_rcnn_piip_{sizes}_lsj_100ep": (1120, 224, HALF, 1e-4, 0.85, 64)
     for sizes in ("tsb_1120_896_448", "sbl_1120_672_448")
@@ -75,8 +84,9 @@ JITTERED = {
 
 
 def test_every_config_has_its_recipe() -> None:
-    names = [*PLAIN, *MULTI_SCALE, *JITTERED]
-    assert sorted(names) == sorted(c.rpartition("/")[2].removesuffix(".py") for c in published())
+    names = [*PLAIN, *MULTI_SCALE, *JITTERED, *LSNETS]
+    detectors = [c for c in published() if c.startswith((f"{DETECTION}/", f"{SEGMENTATION}/"))]
+    assert sorted(names) == sorted(c.rpartition("/")[2].removesuffix(".py") for c in detectors)
 
 
 def check_rest(cfg: DictConfig, divisor: int, stats: tuple, lr: float, decay: float, batch: int) -> None:
@@ -122,6 +132,34 @@ def test_multi_scale_recipe(name: str) -> None:
     assert (test.max_size, set(test.short_edge_length)) == (long_edge, {short_edge})
     assert cfg.dataloader.train.mapper.use_instance_mask == name.startswith("mask_rcnn")
     check_rest(cfg, *rest)
+
+
+@pytest.mark.parametrize("name", LSNETS)
+def test_lsnet_recipe(name: str) -> None:
+    cfg = config(name)
+    resize, flip = augmentations(cfg)
+    (test,) = (instantiate(a) for a in cfg.dataloader.test.mapper.augmentations)
+    for found in (resize, test):
+        assert (found.max_size, set(found.short_edge_length)) == (1333, {800})
+    assert (flip.prob, flip.horizontal) == (0.5, True)
+    assert (list(cfg.model.pixel_mean), list(cfg.model.pixel_std)) == IMAGENET
+    assert cfg.model.input_format == cfg.dataloader.train.mapper.image_format == "RGB"
+    assert cfg.dataloader.train.mapper.use_instance_mask == name.startswith("mask_rcnn")
+    assert cfg.train.init_checkpoint == f"lsnet://lsnet_{name.split('_lsnet_')[1][0]}.pth"
+    assert (cfg.dataloader.train.total_batch_size, cfg.train.max_iter) == (16, 12 * 7330)
+    assert (cfg.train.clip_grad.enabled, cfg.train.ema.enabled, cfg.train.amp.enabled) == (False, False, False)
+    warmup = cfg.lr_multiplier
+    assert (warmup.warmup_factor, round(warmup.warmup_length * cfg.train.max_iter)) == (0.001, 500)
+    assert list(warmup.scheduler.milestones) == [8, 11]
+
+    model = build_on_meta(cfg.model)
+    assert model.backbone.size_divisibility == 32
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for key, parameter in model.named_parameters():  # norms and biases, too
+        assert decay[id(parameter)] == (0.0 if key.endswith("attention_biases") else 0.05), key
+    assert {(g["lr"], g["betas"]) for g in optimizer.param_groups} == {(1e-4, (0.9, 0.999))}
 
 
 @pytest.mark.parametrize("name", JITTERED)
