@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,11 +36,13 @@ def test_commands_name_tools_configs_and_keys_that_exist(project: Path, command:
 
 def test_python_examples_work() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-    assert len(blocks) == 4
-    # The first one needs the trained demo, the last line of the fourth a download.
+    assert len(blocks) == 5
+    # The first one needs the trained demo, the last line of the fifth a download.
     compile(blocks[0], "README", "exec")
-    for block in blocks[1:3]:
-        exec(compile(block + "\nassert list(maps) == ['c2', 'c3', 'c4', 'c5']", "README", "exec"), {})
+    for block in blocks[1:4]:
+        found: dict[str, Any] = {}
+        exec(compile(block, "README", "exec"), found)
+        assert list(found["maps"]) == [f"c{level + ('LSNet' in block)}" for level in (2, 3, 4, 5)]
     for name in re.findall(r'"([\w/-]+\.py)"', "".join(blocks)):
         assert name in model_zoo.list_configs()
 
