@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -236,9 +238,30 @@ def test_failed_build_is_told_and_not_fatal(
     monkeypatch.delenv("CXX", raising=False)
     (tmp_path / "other.cpp").write_text("int x;")
     assert cpu_library.load_library(tmp_path / "other.cpp") is None
-    assert "broken.cpp could not be built" in caplog.text
+    assert "broken.cpp could not be built or loaded" in caplog.text
     assert "there is no C++ compiler" in caplog.text
     assert not list((tmp_path / "cache" / "kernels").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders have no owners and modes there")
+def test_no_library_is_loaded_that_others_could_have_put_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Of a home directory that cannot be written to, iopath falls back to the folder for temporary files.
+    monkeypatch.delenv("PIIP_CACHE", raising=False)
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "file" / "cache"))
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "iopath_cache").mkdir()
+    (tmp_path / "iopath_cache").chmod(0o777)
+    source = tmp_path / "any.cpp"
+    source.write_text('extern "C" int answer() { return 42; }')
+    load = cpu_library.load_library.__wrapped__
+    assert load(source) is None
+    assert "others may write to" in caplog.text
+    assert "set PIIP_CACHE" in caplog.text
+    (tmp_path / "iopath_cache").chmod(0o700)
+    assert cpu_library._library_path(source).is_relative_to(tmp_path / "iopath_cache" / "kernels")
 
 
 def test_onnx_gets_operators_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """Builds a C++ file into a library for this machine's processor.
 
 Only the compiler is needed: no headers of Python or torch, so a build takes seconds. Libraries are kept in
-the folder of downloads (``PIIP_CACHE``), by source, compiler flags and processor, so that machines that share a home
-directory do not take each other's.
+the folder of downloads (``PIIP_CACHE``), by source, compiler flags, C library and processor, so that machines and
+containers that share a home directory do not take each other's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -41,15 +42,33 @@ def load_library(source: Path) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
-        logger.warning(f"{source.name} could not be built: {detail}")
+        logger.warning(f"{source.name} could not be built or loaded: {detail}")
         return None
 
 
 def _library_path(source: Path) -> Path:
     key = hashlib.sha256(source.read_bytes())
-    key.update("\n".join([*_FLAGS, platform.machine(), _processor()]).encode())
-    folder = Path(os.environ.get("PIIP_CACHE") or get_cache_dir()).expanduser() / "kernels"
-    return folder / f"{source.stem}-{key.hexdigest()[:16]}.so"
+    key.update("\n".join([*_FLAGS, platform.machine(), *platform.libc_ver(), _processor()]).encode())
+    return _folder() / f"{source.stem}-{key.hexdigest()[:16]}.so"
+
+
+def _folder() -> Path:
+    """Where libraries are kept.
+
+    Raises:
+        PermissionError: where others could have put theirs: without a home directory that can be written to, the folder
+            is in the common one of temporary files.
+    """
+    if cache := os.environ.get("PIIP_CACHE"):
+        return Path(cache).expanduser() / "kernels"
+    folder = Path(get_cache_dir()) / "kernels"
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_relative_to(tempfile.gettempdir()):
+        for place in (folder.parent, folder):
+            status = place.stat()
+            if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise PermissionError(f"others may write to {place}; set PIIP_CACHE to a folder of your own")
+    return folder
 
 
 def _processor() -> str:
