@@ -94,15 +94,22 @@ def test_class_token_takes_part_in_attention_and_has_no_position():
     assert not torch.allclose(after.tokens, moved.tokens)
 
 
-@pytest.mark.parametrize("head", ["separate", "merged"])
+@pytest.mark.parametrize(
+    ("head", "head_token"),
+    [("separate", "first_patch"), ("separate", "class"), ("separate", "mean"), ("merged", "first_patch")],
+)
 @pytest.mark.parametrize("recompute", [False, True])
-def test_every_parameter_learns(head, recompute):
-    model = classifier(head=head, use_act_checkpoint=recompute)
+def test_every_parameter_learns(head, head_token, recompute):
+    model = classifier(head=head, head_token=head_token, use_act_checkpoint=recompute)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)  # much starts with zeros
     nn.functional.cross_entropy(model(torch.randn(2, 3, 96, 96)), torch.tensor([1, 4])).backward()
-    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().any()]
-    assert idle == []
+    # Training on several devices fails if a parameter that may learn never gets a gradient.
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, p in learning.items() if p.grad is None or not p.grad.abs().any()] == []
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert all(name.startswith("interactions.1.") for name in frozen)
+    assert bool(frozen) == (head_token == "class")
 
 
 def test_half_precision_takes_and_returns_float32():

@@ -36,7 +36,8 @@ class PIIPClassifier(BranchPyramid):
             :class:`~piip.modeling.merging.LinearMerge`, then one LayerNorm, the mean over tokens, one linear layer.
         head_token: what separate heads look at. ``"first_patch"``: the token of the top left patch, which the released
             classifiers were trained and evaluated with instead of their class token. ``"class"``: the class token,
-            which every branch must have then. ``"mean"``: the mean of the normalised patch tokens.
+            which every branch must have then; the last interactions, which it never sees, are not trained.
+            ``"mean"``: the mean of the normalised patch tokens.
         interaction_indexes: the number of interaction steps, or the block ranges of every step and branch.
         interaction: keyword arguments of every :class:`~piip.modeling.interaction.Injector`.
         interaction_pairs: which branches exchange features and in which order; all neighbours by default.
@@ -83,6 +84,9 @@ class PIIPClassifier(BranchPyramid):
         self.num_classes = num_classes
         self.input_size = (3, self.resolutions[0], self.resolutions[0])
         self.head_token = head_token
+        if head_token == "class":
+            # Interactions change patch tokens, which nothing looks at after the last step.
+            self.interactions[-1].requires_grad_(False)
         widths = self.widths(-1)
         if head == "separate":
             self.heads = nn.ModuleList(_Head(width, num_classes) for width in widths)
