@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from piip.errors import CheckpointError, ConfigError
 from piip.layers import ska
 from piip.modeling import LSNet, LSNetClassifier
+from piip.modeling.fuse import fuse
 from piip.modeling.lsnet import VARIANTS
 from piip.modeling.lsnet.blocks import Attention, LSConv
 from piip.modeling.lsnet.position_bias import offset_index, position_bias
@@ -277,6 +278,7 @@ def test_sizes_that_do_not_fit_are_refused():
         ({"dims": (16, 24, 32, 60)}, "must be four multiples of 8"),
         ({"depths": (1, 2, 2, -1)}, "must be four numbers >= 0"),
         ({"num_heads": 5}, "not a multiple of num_heads=5"),
+        ({"num_heads": 0}, "not a multiple of num_heads=0"),
         ({"resolution": 0}, "resolution=0"),
         ({"bias_resize": "bilinear"}, "bias_resize='bilinear' is unknown"),
         ({"drop_path_rate": 1.0}, "drop_path_rate=1.0"),
@@ -396,8 +398,13 @@ def test_heads_can_be_exchanged():
     assert model.num_classes == 11
     model.reset_classifier(0)
     assert model(x).shape == (1, 384)
+    model.reset_classifier(7, "catavgmax")
+    assert model(x).shape == (1, 7)
     bare = timm.create_model("lsnet_t", num_classes=0, global_pool="").eval()
     assert bare(x).shape == (1, 384, 1, 1)
+    fused = fuse(bare)
+    fused.reset_classifier(9, "avg")
+    assert fused(x).shape == (1, 9)
     with pytest.raises(ConfigError, match="num_classes=5 needs a global_pool"):
         LSNetClassifier(**TINY, num_classes=5, global_pool="")
 

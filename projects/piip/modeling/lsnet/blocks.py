@@ -109,7 +109,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, num_heads: int, resolution: int, bias_resize: str) -> None:
         super().__init__()
-        if channels % num_heads:
+        if num_heads < 1 or channels % num_heads:
             raise ConfigError(f"the width {channels} of the last stage is not a multiple of num_heads={num_heads}.")
         if bias_resize not in RESIZES:
             raise ConfigError(f"bias_resize={bias_resize!r} is unknown; use one of {', '.join(RESIZES)}.")

@@ -90,9 +90,10 @@ class LSNetClassifier(LSNetBody):
         if num_classes and self.global_pool.is_identity():
             raise ConfigError(f"num_classes={num_classes} needs a global_pool, such as 'avg'; there is none.")
         self.num_classes = num_classes
-        like = self.patch_embed[0].c.weight  # gives device and type to what is new
+        like = next(self.parameters())  # gives device and type to what is new
+        width = self.num_features * self.global_pool.feat_mult()
         for name in ("head", "head_dist") if self.distillation else ("head",):
-            head = Head(self.num_features, num_classes).to(like) if num_classes else nn.Identity()
+            head = Head(width, num_classes).to(like) if num_classes else nn.Identity()
             setattr(self, name, head.train(self.training))
 
     @torch.jit.ignore
