@@ -53,6 +53,11 @@ def test_get_builds_the_model() -> None:
     assert out["instances"].image_size == (96, 128)
 
 
+def test_a_type_that_would_change_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"dtype=.* is for PIIP and single branches, and 'lsnet_t_300ep' has none"):
+        model_zoo.get("lsnet_t_300ep", dtype="bfloat16")
+
+
 def test_get_trained_needs_released_weights() -> None:
     with pytest.raises(ConfigError, match=r"no weights were released for 'quickstart/mask_rcnn_piip_digits'"):
         model_zoo.get(DIGITS, trained=True)

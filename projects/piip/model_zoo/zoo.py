@@ -91,7 +91,8 @@ def get(
         the model in training mode.
 
     Raises:
-        ConfigError: for an unknown name or type, or where no weights were released.
+        ConfigError: for an unknown name or type, for a type of a network without one, or where no weights were
+            released.
         CheckpointError: when the memory is too small for the weights.
         DownloadError: when the weights cannot be fetched.
     """
@@ -106,9 +107,14 @@ def get(
             raise ConfigError(f"no weights were released for {name!r}; get it with trained=False.")
     node = get_config(name).model
     model = build_without_weights(node) if checkpoint else build_model(node, torch.device(device))
-    for module in model.modules():
-        if dtype is not None and isinstance(module, BranchPyramid | SingleBranch):
-            module.to(dtype)
+    if dtype is not None:
+        networks = [module for module in model.modules() if isinstance(module, BranchPyramid | SingleBranch)]
+        if not networks:
+            raise ConfigError(
+                f"dtype={dtype} is for PIIP and single branches, and {name!r} has none; use torch.autocast instead."
+            )
+        for network in networks:
+            network.to(dtype)
     if checkpoint:
         load_weights(model, checkpoint, device)
     return model.to(device)
