@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument(
         "--only", action="append", metavar="WORD", help="only cases with this in their names; repeatable, all must be"
     )
-    parser.add_argument("--quick", action="store_true", help="few cases and short turns, for continuous integration")
+    parser.add_argument("--quick", action="store_true", help="few cases, for continuous integration")
     parser.add_argument("--compile", action="store_true", help="backbones: also through torch.compile, a minute each")
     parser.add_argument("--rounds", type=int, default=7, help="turns of every row (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=0.1, help="length of a turn (default: %(default)s)")
