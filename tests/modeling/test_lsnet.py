@@ -452,3 +452,19 @@ def test_pretrained_files_in_any_container_are_fitted(tmp_path):
     assert other.head.l.weight.shape == (9, 384)
     table = resize_bias_table(source.blocks4[3].mixer.m.attention_biases, 36)
     torch.testing.assert_close(other.blocks4[3].mixer.m.attention_biases, table)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lsnet_s", "choose lsnet_t, lsnet_s or lsnet_b"),
+        ("lsnet_t_distill", "have head, and the model has head and"),
+    ],
+)
+def test_pretrained_files_of_another_size_or_mode_are_refused(tmp_path, name, message):
+    file = tmp_path / "lsnet_t.pth"
+    torch.save(timm.create_model("lsnet_t", num_classes=4).state_dict(), file)
+    overlay = {"file": str(file), "num_classes": 4}
+    with pytest.raises(CheckpointError, match=message):
+        timm.create_model(name, num_classes=4, pretrained=True, pretrained_cfg_overlay=overlay)
+    assert timm.create_model("lsnet_t", features_only=True, pretrained=True, pretrained_cfg_overlay=overlay)

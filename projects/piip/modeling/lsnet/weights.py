@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 # Ends the name of a buffer that released models have, and ours compute.
 INDEX = ".attention_bias_idxs"
 
+# Tells the sizes apart by its width.
+_STEM = "patch_embed.4.c.weight"
+
 
 def resize_bias_table(table: Tensor, length: int) -> Tensor:
     """Fits a flat table of attention biases to another design grid, bicubically, as the released detectors do.
@@ -71,6 +74,9 @@ def filter_weights(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str,
     """Fits a released file to a classifier, for timm's loader.
 
     Indices are dropped, tables of attention biases resized to the model's ``img_size``, and absent branches completed.
+
+    Raises:
+        CheckpointError: when the file is of another size, or only one of both has a distillation head.
     """
     for key in ("state_dict", "model"):
         if isinstance(checkpoint.get(key), Mapping):
@@ -78,7 +84,27 @@ def filter_weights(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str,
     own = model.state_dict()
     tensors = {name.removeprefix("module."): tensor for name, tensor in checkpoint.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(INDEX)}
+    _check_kind(tensors, own)
     for name in tensors.keys() & own.keys():
         if name.endswith("attention_biases"):
             tensors[name] = resize_bias_table(tensors[name], own[name].shape[1])
     return tensors | absent_branches(tensors, own)
+
+
+def _check_kind(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    widths = [len(names[_STEM]) for names in (tensors, own) if _STEM in names]
+    if len(set(widths)) > 1:
+        raise CheckpointError(
+            f"the weights are of an LSNet that starts {widths[0]} wide, and the model starts {widths[1]} wide; choose "
+            "lsnet_t, lsnet_s or lsnet_b after the file."
+        )
+    theirs, ours = ({name.split(".")[0] for name in names if name.startswith("head")} for names in (tensors, own))
+    if theirs and ours and theirs != ours:
+        raise CheckpointError(
+            f"the weights have {_and(theirs)}, and the model has {_and(ours)}; choose the one of lsnet_* and "
+            "lsnet_*_distill that belongs to the file."
+        )
+
+
+def _and(names: Collection[str]) -> str:
+    return " and ".join(sorted(names))
