@@ -19,7 +19,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from piip.benchmark import Row, Settings, append, compare, read
-from piip.errors import ConfigError, run_cli
+from piip.errors import ConfigError, DataError, run_cli
 
 EXAMPLES = """
 examples:
@@ -66,6 +66,8 @@ def main() -> int:
         rows += measured
         if args.output:
             append(args.output, measured)
+    if args.compare and not {row.key for row in old} & {row.key for row in rows}:
+        raise DataError(f"{args.compare} has none of these rows at this device, dtype and number of threads.")
     worse = compare(old, rows)
     for line in worse:
         print(f"slower than in {args.compare}: {line}", file=sys.stderr)

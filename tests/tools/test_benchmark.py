@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from piip.errors import ConfigError
+from piip.errors import ConfigError, DataError
 
 SMALLEST = ["ops", "--only", "7x7 C256", "--only", "B1 forward", "--rounds", "3", "--seconds", "0.005"]
 
@@ -52,6 +52,11 @@ def test_measures_records_and_finds_what_became_slower(
     old.write_text("".join(json.dumps(row) + "\n" for row in faster))
     assert tool(*SMALLEST, "--compare", old) == 1
     assert "SKA 7x7 C256 B1 forward, eager:" in capsys.readouterr().err
+
+    # One at whose rows nothing can be compared.
+    old.write_text(json.dumps({**rows[0], "environment": {"dtype": "bfloat16"}}) + "\n")
+    with pytest.raises(DataError, match="has none of these rows at this device, dtype and number of threads"):
+        tool(*SMALLEST, "--compare", old)
 
 
 def test_unknown_case_is_told(tool: Callable[..., int]) -> None:
