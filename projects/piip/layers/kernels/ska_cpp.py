@@ -27,7 +27,7 @@ def obstacle(x: Tensor, w: Tensor) -> str | None:
         return f"{w.shape[2]} taps"
     if x.shape[1] % w.shape[1]:
         return f"{x.shape[1]} channels with {w.shape[1]} weight channels"
-    return None if load_library(_SOURCE) else "anything, not being built"
+    return None if load_library(_SOURCE) else "anything, since they could not be built or loaded"
 
 
 def forward(x: Tensor, w: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ class LSNet(LSNetBody, Backbone):
             of dense heads are in the thousands; released models have no such norm.
         full_precision: run in float32 inside autocast, for weights whose activations overflow float16. Together with
             ``out_norm`` the maps then fit into float16.
-        use_act_checkpoint: recompute block activations in the backward pass.
+        use_act_checkpoint: recompute block activations in the backward pass. With ``batch_norm="all"``, running
+            statistics then take in every batch twice, as everywhere in PyTorch.
 
     Shape:
         (B, 3, H, W) -> c3 (B, dims[0], H/8, W/8), c4 (B, dims[1], H/16, W/16), c5 (B, dims[2], H/32, W/32),
