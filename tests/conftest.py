@@ -13,7 +13,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes would wait for one another
 
 # Files whose tests share what takes long: the recount of the zoo.
-_ONE_PROCESS = {"test_complexity.py": "zoo", "test_published.py": "zoo", "test_table.py": "zoo"}
+_ONE_PROCESS = dict.fromkeys(
+    ("test_analyze_model.py", "test_complexity.py", "test_published.py", "test_table.py"), "zoo"
+)
 
 
 @pytest.fixture(scope="session")

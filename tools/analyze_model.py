@@ -76,8 +76,11 @@ def _zoo(json_file: str | None) -> int:
     print(table.as_text(measured))
     if json_file:
         write_json(json_file, table.as_data(measured))
-    wrong = table.disagreements(measured)
-    print("\n".join(wrong) or "All published numbers are reproduced to the precision they are printed with.")
+    wrong, explained = table.disagreements(measured)
+    others = "All other" if explained else "All"
+    print("\n".join([*explained, *wrong]))
+    if not wrong:
+        print(f"{others} published numbers are reproduced to the precision they are printed with.")
     return 1 if wrong else 0
 
 

@@ -19,7 +19,7 @@ train.update(
 )
 train.checkpointer.period = 400
 
-# Without pretraining there are no statistics to keep.
-model.backbone.bottom_up = {**lsnet_t, "batch_norm": "all"}
+# Without pretraining there are no statistics to keep. The last stage, of stride 64, would see two by two positions.
+model.backbone.bottom_up = {**lsnet_t, "batch_norm": "all", "out_features": ["c3", "c4", "c5"]}
 model.backbone.in_features = ["c3", "c4", "c5"]
 shrink(model)

@@ -18,15 +18,15 @@ optimizer.lr = 1e-3
 optimizer.params.update(lr_decay_rate=1.0, never_decay=["attention_biases"])
 train.update(
     output_dir="./output/quickstart/retinanet_lsnet_digits",
-    max_iter=800,
+    max_iter=1000,
     seed=1,
-    eval_period=400,
+    eval_period=500,
     clip_grad=dict(enabled=True, max_norm=1.0, norm_type=2.0),
 )
-train.checkpointer.period = 400
+train.checkpointer.period = 500
 
-# Without pretraining there are no statistics to keep.
-model.backbone.bottom_up = {**lsnet_t, "batch_norm": "all"}
+# Without pretraining there are no statistics to keep. The last stage, of stride 64, has nothing to add.
+model.backbone.bottom_up = {**lsnet_t, "batch_norm": "all", "out_features": ["c3", "c4", "c5"]}
 model.backbone.update(in_features=["c3", "c4", "c5"], out_channels=64, coarser_level=False)
 model.update(num_classes=10, head_in_features=["p3", "p4", "p5"])
 model.head.update(conv_dims=[64, 64], input_shape=model.head.input_shape[:3])

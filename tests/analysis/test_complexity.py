@@ -23,6 +23,10 @@ from tests.modeling.meta_arch.tiny_dino import tiny_dino
 from tests.reference import GOLDENS
 
 
+# The reference has the modules of the released detectors; segmentors are beside test_complexity_sem_seg.py.
+DETECTORS = [c for c, row in published().items() if row["source"] == "paper" and c.startswith("COCO-")]
+
+
 def reference(config: str) -> dict[str, str]:
     """Counts of the released module; of the four-branch ones, of that with the branches its config asks for."""
     name = published()[config]["name"]
@@ -58,7 +62,7 @@ def projected_padding(model: DictConfig) -> int:
     return total
 
 
-@pytest.mark.parametrize("config", [c for c, row in published().items() if row["source"] == "paper"])
+@pytest.mark.parametrize("config", [c for c in DETECTORS if "lsnet" not in c])
 def test_published_backbones(config: str) -> None:
     complexity, expected = measure(config).true, reference(config)
     model = get_config(config).model.backbone.bottom_up
@@ -82,6 +86,14 @@ def test_published_backbones(config: str) -> None:
         assert merging.params == int(expected["merging"]) + int(expected["other"])
         assert parts["neck"].params == int(expected["fpn"] or 0) - idle_neck
     assert "other" not in complexity.parts
+
+
+@pytest.mark.parametrize("config", [c for c in DETECTORS if "lsnet" in c])
+def test_lsnet_backbones(config: str) -> None:
+    """Parameters, and billions of multiply-adds at 800x1280, of the released backbones."""
+    expected = {"t": (11_027_664, "6.05"), "s": (15_700_008, "10.42"), "b": (22_803_184, "24.64")}
+    total = measure(config).true.total
+    assert (total.params, f"{total.macs / 1e9:.2f}") == expected[config.split("_lsnet_")[1][0]]
 
 
 # The numbers below are those of these heads, whatever becomes of the quickstart's.
@@ -182,9 +194,19 @@ def test_detectron2_models() -> None:
     assert counted == by_trace.by_operator()["conv"]
 
 
+def test_retinanet() -> None:
+    """Four convolutions of 256 channels for classes, four for boxes, and the predictors, on all positions."""
+    complexity = analyze(from_detectron2("COCO-Detection/retinanet_R_50_FPN_1x.py"), (64, 64))
+    positions = sum(side**2 for side in (8, 4, 2, 1, 1))
+    assert complexity.parts["head"].macs == positions * 9 * 256 * (8 * 256 + 9 * 80 + 9 * 4)
+    assert complexity.notes == ()
+
+
 def test_heads_that_are_not_counted_are_named() -> None:
     model = from_detectron2("COCO-Detection/retinanet_R_50_FPN_1x.py")
-    complexity = analyze(model, (64, 64))
+    detector = torch.nn.Module()  # of a class of one's own
+    detector.backbone, detector.head = model.backbone, model.head
+    complexity = analyze(detector, (64, 64))
     assert complexity.notes == ("head: parameters only",)
     assert complexity.parts["head"].params > 0 == complexity.parts["head"].macs
     (line,) = (line for line in as_text(complexity).splitlines() if line.startswith("head "))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from pathlib import PurePosixPath
 
+from omegaconf import OmegaConf
 from tabulate import tabulate
+from torch import nn
 
 from ..analysis import Complexity, Cost, analyze, build_on_meta, published_cost
 from ..errors import ConfigError
@@ -17,8 +18,14 @@ from .zoo import get_config, network_of, published
 __all__ = ["Measured", "as_data", "as_text", "disagreements", "insert_table", "markdown", "measure", "measure_zoo"]
 
 _METRICS = {"box_AP": "box AP", "mask_AP": "mask AP", "mIoU": "mIoU", "top1": "top-1"}
-# Published numbers that their authors' own script does not give either.
-_NOT_BY_SCRIPT = {("ADE20K-SemanticSegmentation/upernet_internvit_6b_512_80k.py", "params_M")}
+# Published numbers that no recount gives, and why.
+_DEVIATIONS = {
+    ("ADE20K-SemanticSegmentation/upernet_internvit_6b_512_80k.py", "params_M"): (
+        "the authors' own script does not give the published number either"
+    ),
+}
+# What was counted already, by network and size of the image: several detectors have one backbone.
+_measured: dict[tuple[str, tuple[int, int]], Measured] = {}
 _START, _END = "<!-- START -->", "<!-- END -->"
 
 
@@ -41,16 +48,23 @@ class Measured:
         return None if self.by_papers is None else Cost.total(self.by_papers.values())
 
 
-@cache
 def measure(config: str) -> Measured:
     """Counts a model of :func:`~piip.model_zoo.zoo.published` by the name of its config; takes seconds, remembered."""
-    network = build_on_meta(network_of(get_config(config).model))
     width, _, height = published()[config]["resolutions"].partition("/")[0].partition("x")
+    size = (int(height or width), int(width))
+    node = network_of(get_config(config).model)
+    key = (repr(OmegaConf.to_container(node, resolve=True)), size)
+    if key not in _measured:
+        _measured[key] = _count(build_on_meta(node), size)
+    return _measured[key]
+
+
+def _count(network: nn.Module, size: tuple[int, int]) -> Measured:
     try:
-        by_papers = published_cost(network, int(width))
+        by_papers = published_cost(network, size[1])
     except ConfigError:
         by_papers = None
-    return Measured(analyze(network, (int(height or width), int(width))), by_papers)
+    return Measured(analyze(network, size), by_papers)
 
 
 def measure_zoo(progress: Callable[[str], None] = lambda config: None) -> dict[str, Measured]:
@@ -77,26 +91,28 @@ def _agrees(printed: str, value: float) -> bool:
     return round(float(printed) * 10**digits) in (tenths // 10, (tenths + 5) // 10)
 
 
-def disagreements(measured: Mapping[str, Measured]) -> list[str]:
+def disagreements(measured: Mapping[str, Measured]) -> tuple[list[str], list[str]]:
     """Published #Params and #FLOPs that the recount does not reproduce to the precision they are printed with.
 
     Args:
         measured: what :func:`measure_zoo` returns.
 
     Returns:
-        a sentence each.
+        a sentence each: those that nothing explains, and those with a known reason.
     """
-    found = []
+    unexplained, explained = [], []
     for config, cost in measured.items():
         row, values = published()[config], _millions(cost.recounted)
         for key, value, unit in zip(("params_M", "flops_G"), values, ("M parameters", "G multiply-adds"), strict=True):
-            if (config, key) in _NOT_BY_SCRIPT:
+            if not row[key] or (value is not None and _agrees(row[key], value)):
                 continue
-            if row[key] and value is None:
-                found.append(f"{config}: {row[key]} {unit} are published, and no rule recounts them.")
-            elif row[key] and not _agrees(row[key], value):
-                found.append(f"{config}: {row[key]} {unit} are published and {value:.3f} are recounted.")
-    return found
+            recount = "no rule recounts them" if value is None else f"{value:.3f} are recounted"
+            sentence = f"{config}: {row[key]} {unit} are published, and {recount}"
+            if reason := _DEVIATIONS.get((config, key)):
+                explained.append(f"{sentence}: {reason}.")
+            else:
+                unexplained.append(f"{sentence}.")
+    return unexplained, explained
 
 
 def _millions(cost: Cost | None) -> tuple[float | None, float | None]:
