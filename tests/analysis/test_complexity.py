@@ -22,7 +22,6 @@ from piip.modeling import PIIP, BEiTBranch, SingleBranch, ViTBranch
 from tests.modeling.meta_arch.tiny_dino import tiny_dino
 from tests.reference import GOLDENS
 
-
 # The reference has the modules of the released detectors; segmentors are beside test_complexity_sem_seg.py.
 DETECTORS = [c for c, row in published().items() if row["source"] == "paper" and c.startswith("COCO-")]
 
