@@ -9,7 +9,7 @@ from ..common.schedules import lr_multiplier_cosine as lr_multiplier
 from ..common.train import train
 
 optimizer.lr = 1e-3
-optimizer.params.update(lr_decay_rate=1.0, never_decay=["attention_biases"])
+optimizer.params.lr_decay_rate = 1.0  # nothing is pretrained
 train.update(
     output_dir="./output/quickstart/mask_rcnn_lsnet_digits",
     max_iter=800,

@@ -15,7 +15,7 @@ for loader in (dataloader.train, dataloader.test):
     loader.mapper.augmentations = [L(T.ResizeShortestEdge)(short_edge_length=256, max_size=256)]
 dataloader.train.mapper.use_instance_mask = False
 optimizer.lr = 1e-3
-optimizer.params.update(lr_decay_rate=1.0, never_decay=["attention_biases"])
+optimizer.params.lr_decay_rate = 1.0  # nothing is pretrained
 train.update(
     output_dir="./output/quickstart/retinanet_lsnet_digits",
     max_iter=1000,
