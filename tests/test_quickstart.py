@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from detectron2.config import instantiate
+from detectron2.utils.events import EventStorage
+
+from piip import model_zoo
 
 MASK_RCNN, DINO = "quickstart/mask_rcnn_piip_digits.py", "quickstart/dino_piip_digits.py"
 SEMANTIC, PANOPTIC = "quickstart/semantic_fpn_piip_digits.py", "quickstart/panoptic_fpn_piip_digits.py"
@@ -28,6 +32,25 @@ def test_demo_learns(project: Path, tmp_path: Path) -> None:
     assert results["bbox"]["AP"] >= 50
     assert results["segm"]["AP50"] >= 75
     assert {p.name for p in (tmp_path / "report").iterdir()} >= {"index.md", "losses.png", "ap.png", "predictions.png"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", ["mask_rcnn", "retinanet"])
+def test_lsnet_learns(project: Path, tmp_path: Path, detector: str) -> None:
+    results = train(project, tmp_path, config=f"quickstart/{detector}_lsnet_digits.py")
+    assert results["bbox"]["AP50"] >= 80
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_lsnet_digits", "retinanet_lsnet_digits", "panoptic_fpn_lsnet_digits"])
+def test_every_parameter_of_lsnet_detectors_is_used(name: str) -> None:
+    """Training in several processes waits for all gradients."""
+    cfg = model_zoo.get_config(f"quickstart/{name}.py")
+    mapper = instantiate(cfg.dataloader.train.mapper)
+    batch = [mapper(record) for record in instantiate(cfg.dataloader.train.dataset)[:2]]
+    model = instantiate(cfg.model)
+    with EventStorage():
+        sum(model(batch).values()).backward()
+    assert [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 @pytest.mark.slow

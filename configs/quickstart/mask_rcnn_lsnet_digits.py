@@ -22,4 +22,4 @@ train.checkpointer.period = 400
 # Without pretraining there are no statistics to keep. The last stage, of stride 64, would see two by two positions.
 model.backbone.bottom_up = {**lsnet_t, "batch_norm": "all", "out_features": ["c3", "c4", "c5"]}
 model.backbone.in_features = ["c3", "c4", "c5"]
-shrink(model)
+shrink(model, sizes=(16, 32, 56, 80))

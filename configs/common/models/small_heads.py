@@ -1,14 +1,17 @@
 """Mask R-CNN in small, for the ten classes and 128x128 pixels of the bundled scenes."""
 
+from collections.abc import Sequence
+
 from omegaconf import DictConfig
 
 
-def shrink(model: DictConfig) -> None:
-    """Makes the heads of a Mask R-CNN narrow, on the levels p2, p3 and p4 alone."""
-    levels, scales = ["p2", "p3", "p4"], [1 / 4, 1 / 8, 1 / 16]
+def shrink(model: DictConfig, sizes: Sequence[int] = (16, 32, 56)) -> None:
+    """Makes the heads of a Mask R-CNN narrow, on as many levels as there are sides of anchors, from p2 on."""
+    strides = [4 * 2**k for k in range(len(sizes))]
+    levels, scales = [f"p{k + 2}" for k in range(len(sizes))], [1 / stride for stride in strides]
     model.backbone.out_channels = 64
     model.proposal_generator.update(in_features=levels, batch_size_per_image=64)
-    model.proposal_generator.anchor_generator.update(sizes=[[16], [32], [56]], strides=[4, 8, 16])
+    model.proposal_generator.anchor_generator.update(sizes=[[side] for side in sizes], strides=strides)
     model.proposal_generator.update(pre_nms_topk=[500, 200], post_nms_topk=[200, 100])
     model.roi_heads.update(num_classes=10, batch_size_per_image=32)
     for kind in ("box", "mask"):
