@@ -97,7 +97,8 @@ def _may_be(node: DictConfig, look: BranchLook | None) -> bool:
     same = look.family.startswith(family) or {look.family, family} <= PLAIN
     if "model_name" in node:
         return same and node.model_name.startswith("lsnet_")
-    return same and look.width == (node.embed_dim if "embed_dim" in node else node.dims[-1])
+    # An LSNet may end before its last stage.
+    return same and look.width in ([node.embed_dim] if "embed_dim" in node else node.dims)
 
 
 def _architecture(node: Any) -> Any:
