@@ -17,8 +17,8 @@ from .memory import dense_like, is_channels_last
 
 __all__ = ["backward", "forward", "obstacle"]
 
-# Elements of x per block, whose buffers then take 4 MB in float32.
-_BLOCK = 256 * 1024
+# Elements of x per block, whose buffers then take 16 MB in float32; smaller ones leave threads without work.
+_BLOCK = 1024 * 1024
 # Rows of so many pixels are copied side by side: PyTorch is slow at short ones.
 _NARROW = 16
 
@@ -35,10 +35,11 @@ def forward(x: Tensor, w: Tensor) -> Tensor:
     maps = _maps(x, w)
     for block_x, block_w, block_out in maps.blocks(x, w, out):
         values, weights = maps.spread(block_x, maps.margin), maps.spread(block_w)
-        total = maps.zeros(block_x, maps.sum_dtype)
+        total = maps.sums(block_out)
         for tap, (here, there) in enumerate(maps.taps):
             _add_product(total[here], values[there], weights[:, tap : tap + 1][here])
-        block_out.copy_(maps.gather(total))
+        if total is not block_out:
+            block_out.copy_(maps.gather(total))
     return out
 
 
@@ -107,8 +108,14 @@ class _Maps:
         order = (0, 3, 4, 1, 2) if self.channels_last else (0, 1, 2, 3, 4)
         return torch.empty_permuted(block.shape, order, dtype=dtype, device=block.device).zero_()
 
+    def sums(self, out: Tensor) -> Tensor:
+        """A buffer for the sums of a block of outputs: those themselves, where their type is good enough."""
+        return out.zero_() if out.dtype == self.sum_dtype else self.zeros(out, self.sum_dtype)
+
     def spread(self, block: Tensor, margin: int = 0) -> Tensor:
-        """Values in memory order of x: a copy, unless they are so already."""
+        """Values in memory order of x: a copy, unless their rows are so already."""
+        if not self.channels_last and block.stride(-1) == 1:
+            return block.to(self.dtype)
         order = (0, 3, 4, 1, 2) if self.channels_last else (0, 1, 2, 3, 4)
         inverse = [order.index(dim) for dim in range(5)]
         return block.to(self.dtype).permute(order).contiguous().permute(inverse)
@@ -132,6 +139,9 @@ class _NarrowMaps(_Maps):
     def tap(self, dy: int, dx: int) -> tuple[tuple, tuple]:
         offset = dy * self.pitch + dx
         return (..., slice(0, self.length)), (..., slice(offset, offset + self.length))
+
+    def sums(self, out: Tensor) -> Tensor:
+        return self.zeros(out, self.sum_dtype)
 
     def zeros(self, block: Tensor, dtype: torch.dtype, margin: int = 0) -> Tensor:
         return torch.zeros(*block.shape[:3], self.length + 2 * margin, dtype=dtype, device=block.device)
