@@ -199,24 +199,28 @@ def _deit_with_token(args: Arguments) -> ViTBranch:
 
 
 def _augreg(args: Arguments) -> InternViTBranch:
-    """The class of the InternViT kind as the classifiers have it: no layer scale, constant stochastic depth."""
-    args.take("init_scale", "init_values", check=scale, default=None)
-    options = {**_plain(args), **_vit(args), "layer_scale_init": None}
+    """The InternViT kind as the classifiers have it: no layer scale, constant stochastic depth."""
+    args.take("init_scale", check=scale, default=None)
+    args.put("init_values", 0)
+    class_token = args.take("use_cls_token", check=flag, default=False)
+    options = _internvit_options(args, "LayerNorm", qkv_bias=True) | {"class_token": class_token}
     options["drop_path_rate"] = [options["drop_path_rate"]] * options["depth"]
-    options["class_token"] = args.take("use_cls_token", check=flag, default=False)
-    return _finished(InternViTBranch, args, options, {"norm_layer_type": "LayerNorm", "qk_normalization": False})
+    return _finished(InternViTBranch, args, options)
 
 
 def _internvit(args: Arguments) -> InternViTBranch:
-    norm = "RMS" if "rms" in args.take("norm_layer_type", check=_norm_type, default="RMSNorm").lower() else "LN"
-    options = {
+    return _finished(InternViTBranch, args, _internvit_options(args, "RMSNorm", qkv_bias=False))
+
+
+def _internvit_options(args: Arguments, norm: str, qkv_bias: bool) -> dict[str, Any]:
+    norm = "RMS" if "rms" in args.take("norm_layer_type", check=_norm_type, default=norm).lower() else "LN"
+    return {
         **_plain(args),
-        **_vit(args),
+        **_vit(args, qkv_bias),
         "norm": norm,
         "qk_norm": args.take("qk_normalization", check=flag, default=norm == "RMS"),
         "layer_scale_init": args.take("init_values", check=scale, default=0.1) or None,
     }
-    return _finished(InternViTBranch, args, options)
 
 
 def _beit(args: Arguments) -> BEiTBranch:
@@ -276,11 +280,11 @@ def _plain(args: Arguments, heads: tuple[str, ...] = ("num_heads",)) -> dict[str
     }
 
 
-def _vit(args: Arguments) -> dict[str, Any]:
+def _vit(args: Arguments, qkv_bias: bool = False) -> dict[str, Any]:
     """Takes out what the DeiT and InternViT kinds share."""
     mlp = args.take("mlp_type", "Mlp_block", check=_mlp, default=None)
     return {
-        "qkv_bias": args.take("qkv_bias", check=flag, default=False),
+        "qkv_bias": args.take("qkv_bias", check=flag, default=qkv_bias),
         "activation": _MLPS["normal" if mlp is None else mlp],
     }
 
