@@ -35,10 +35,10 @@ def test_demo_learns(project: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("detector", ["mask_rcnn", "retinanet"])
-def test_lsnet_learns(project: Path, tmp_path: Path, detector: str) -> None:
+@pytest.mark.parametrize(("detector", "box_ap50"), [("mask_rcnn", 75), ("retinanet", 80)])
+def test_lsnet_learns(project: Path, tmp_path: Path, detector: str, box_ap50: float) -> None:
     results = train(project, tmp_path, config=f"quickstart/{detector}_lsnet_digits.py")
-    assert results["bbox"]["AP50"] >= 80
+    assert results["bbox"]["AP50"] >= box_ap50
 
 
 @pytest.mark.parametrize("name", ["mask_rcnn_lsnet_digits", "retinanet_lsnet_digits", "panoptic_fpn_lsnet_digits"])
