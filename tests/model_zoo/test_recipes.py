@@ -162,6 +162,20 @@ def test_lsnet_recipe(name: str) -> None:
     assert {(g["lr"], g["betas"]) for g in optimizer.param_groups} == {(1e-4, (0.9, 0.999))}
 
 
+# Parameters of the released detectors and segmentors, for the sizes T, S and B.
+LSNET_TOTALS = {
+    "retinanet_lsnet_{}_1x": (20_950_212, 25_827_356, 33_135_332),
+    "mask_rcnn_lsnet_{}_1x": (31_998_400, 36_728_088, 43_888_608),
+    "semantic_fpn_lsnet_{}_40k": (15_245_158, 19_974_846, 27_135_366),
+}
+
+
+@pytest.mark.parametrize("name", LSNET_TOTALS)
+def test_lsnet_models_have_the_released_number_of_parameters(name: str) -> None:
+    models = [build_on_meta(get_config(name.format(size)).model) for size in "tsb"]
+    assert tuple(sum(p.numel() for p in model.parameters()) for model in models) == LSNET_TOTALS[name]
+
+
 @pytest.mark.parametrize("name", JITTERED)
 def test_jittered_recipe(name: str) -> None:
     size, *rest = JITTERED[name]
