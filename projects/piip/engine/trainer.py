@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..compat import after_backward
 from ..errors import ConfigError, UserError
+from ..stopping import stop_request
 from .seeding import seed_step
 
 __all__ = ["DivergenceError", "Trainer"]
@@ -73,6 +74,7 @@ class Trainer(TrainerBase):
         self.device = next(model.parameters()).device
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype == torch.float16)
         self.seconds = 0.0  # of training, over all its sessions
+        self.must_stop = False  # some process has been asked to; the same in all processes
         self._batches: Iterator = iter(())
 
     def train(self, start_iter: int, max_iter: int) -> None:
@@ -84,7 +86,7 @@ class Trainer(TrainerBase):
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
         begin, before = time.perf_counter(), self.seconds
-        with EventStorage(start_iter) as self.storage:
+        with EventStorage(start_iter) as self.storage, stop_request.deferred():
             try:
                 self.before_train()
                 self._batches = self._batches_from(start_iter)
@@ -166,15 +168,19 @@ class Trainer(TrainerBase):
         self.grad_scaler.update()
 
     def _record_losses(self, losses: Mapping[str, Tensor], data_time: float) -> None:
-        """Puts the losses, averaged over all processes, and the longest data time into the storage."""
+        """Puts the losses, averaged over all processes, and the longest data time into the storage.
+
+        The same exchange tells all processes whether one of them has been asked to stop.
+        """
         values = torch.stack([v.detach().float().reshape(()) for v in losses.values()])
-        values = torch.cat([values, values.new_tensor([data_time])])
+        values = torch.cat([values, values.new_tensor([data_time, float(bool(stop_request))])])
         if (world := comm.get_world_size()) > 1:
             gathered = [torch.empty_like(values) for _ in range(world)]
             dist.all_gather(gathered, values)
             table = torch.stack(gathered)
-            values = torch.cat([table[:, :-1].mean(0), table[:, -1:].amax(0)])
-        *means, data_time = values.tolist()
+            values = torch.cat([table[:, :-2].mean(0), table[:, -2:].amax(0)])
+        *means, data_time, stop = values.tolist()
+        self.must_stop = stop > 0
         means = dict(zip(losses, means, strict=True))
         if not math.isfinite(total := sum(means.values())):
             bad = ", ".join(f"{name}={value}" for name, value in means.items() if not math.isfinite(value)) or "the sum"
