@@ -17,6 +17,9 @@ __all__ = [
     "DataError",
     "DependencyError",
     "DownloadError",
+    "RendezvousError",
+    "StorageError",
+    "TemporaryError",
     "UserError",
     "did_you_mean",
     "run_cli",
@@ -45,6 +48,18 @@ class DependencyError(UserError, ImportError):
 
 class DownloadError(UserError, OSError):
     """A remote file could not be fetched or did not arrive whole."""
+
+
+class TemporaryError(UserError):
+    """Something around a training failed; another attempt may go well without any change."""
+
+
+class StorageError(TemporaryError, OSError):
+    """A disk is full."""
+
+
+class RendezvousError(TemporaryError, RuntimeError):
+    """The processes of a training did not find one another."""
 
 
 def did_you_mean(name: str, choices: Iterable[str], count: int = 3) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, StorageError
 from .files import read_checkpoint, tensors_of, write_atomically
 
 __all__ = ["BEST", "FINAL", "Checkpointer", "find_checkpoint", "newest_good_checkpoint"]
@@ -40,14 +40,22 @@ class Checkpointer(DetectionCheckpointer):
         model: wrapped for data-parallel training or not.
         save_dir: where checkpoints are written, by the main process alone.
         averaged: a copy of the model that holds the moving average of its weights.
+        before_save: called before anything is written; may raise.
         checkpointables: objects with ``state_dict()`` and ``load_state_dict()``.
     """
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, averaged: nn.Module | None = None, **checkpointables: Any
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        averaged: nn.Module | None = None,
+        before_save: Callable[[], None] | None = None,
+        **checkpointables: Any,
     ):
         super().__init__(model, save_dir, **checkpointables)
         self.averaged = averaged
+        self.before_save = before_save
         self.logger = logger
 
     def save(self, name: str, **extra: Any) -> None:
@@ -69,8 +77,16 @@ class Checkpointer(DetectionCheckpointer):
             self._write(name, {"model": (self.averaged or self.model).state_dict(), **_plain(extra)})
 
     def _write(self, name: str, data: Mapping[str, Any]) -> None:
+        if self.before_save:
+            self.before_save()
         path = os.path.join(self.save_dir, f"{name}.pth")
-        write_atomically(path, lambda f: torch.save(data, f))
+        try:
+            write_atomically(path, lambda f: torch.save(data, f))
+        except StorageError as error:
+            if not (removed := self.prune(1)):
+                raise
+            logger.warning("%s Removed %s, trying again.", error, ", ".join(removed))
+            write_atomically(path, lambda f: torch.save(data, f))
         logger.info("Saved %s", path)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -78,11 +94,16 @@ class Checkpointer(DetectionCheckpointer):
         content = last_filename_basename.encode()
         write_atomically(os.path.join(self.save_dir, _LAST), lambda f: f.write(content))
 
-    def prune(self, max_to_keep: int) -> None:
-        """Removes numbered checkpoints except for the newest ``max_to_keep``; the final and the best one stay."""
-        if self.save_dir and self.save_to_disk:
-            for path in _numbered(self.save_dir)[max_to_keep:]:
-                path.unlink(missing_ok=True)
+    def prune(self, max_to_keep: int) -> list[str]:
+        """Removes numbered checkpoints except for the newest ``max_to_keep``; the final and the best one stay.
+
+        Returns:
+            the names of those removed.
+        """
+        old = _numbered(self.save_dir)[max_to_keep:] if self.save_dir and self.save_to_disk else []
+        for path in old:
+            path.unlink(missing_ok=True)
+        return [path.name for path in old]
 
     def resume(self, path: str, checkpoint: Mapping[str, Any]) -> None:
         """Continues from a checkpoint of this training.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import os
 import pickle
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, StorageError
 
 __all__ = ["atomic_path", "read_checkpoint", "tensors_of", "write_atomically"]
 
@@ -142,6 +144,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[str]:
 
     Args:
         path: where the file shall be; its folder must exist.
+
+    Raises:
+        StorageError: when the disk, or the user's share of it, is full.
     """
     path = os.fspath(path)
     fd, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=f".{os.path.basename(path)}.")
@@ -152,10 +157,25 @@ def atomic_path(path: str | os.PathLike) -> Iterator[str]:
             os.fsync(f.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        written = os.path.getsize(temporary) if os.path.exists(temporary) else 0
         if os.path.exists(temporary):
             os.remove(temporary)
+        if _disk_is_full(error):
+            free = shutil.disk_usage(os.path.dirname(path) or ".").free
+            raise StorageError(
+                f"no space left for {path!r} ({written / 2**20:.0f} MiB of it were written; {free / 2**20:.0f} MiB are "
+                "free now): make room there, or choose another folder."
+            ) from error
         raise
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__context__  # torch.save fails once more when it closes the file
+    return False
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
@@ -164,6 +184,9 @@ def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], Any])
     Args:
         path: where to; its folder must exist.
         write: called with the open binary file.
+
+    Raises:
+        StorageError: when the disk is full.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as f:
         write(f)

@@ -1,4 +1,4 @@
-"""Several processes: started by us for the GPUs of a machine, or by ``torchrun`` on GPUs (nccl) and CPUs (gloo)."""
+"""Several processes on GPUs (nccl) or CPUs (gloo): started by us for the GPUs of a machine, by torchrun or by Slurm."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from ..compat import create_local_process_group
 from ..errors import ConfigError, UserError
+from .rendezvous import meet
 
 __all__ = ["launch", "local_main_process_first"]
 
@@ -28,9 +29,9 @@ logger = logging.getLogger(__name__)
 def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace, use_gpu: bool) -> Any:
     """Runs ``main(args)`` in every process of a training.
 
-    Under ``torchrun`` (its environment variables RANK, WORLD_SIZE and LOCAL_RANK are set) this process is one of
-    them, on its own GPU or on the CPU. Otherwise one process is started for each of ``args.num_gpus`` GPUs on each of
-    ``args.num_machines`` machines.
+    Under ``torchrun``, and in a job of :mod:`piip.slurm`, the environment variables RANK, WORLD_SIZE and LOCAL_RANK are
+    set: this process is one of them, on its own GPU or on the CPU. Otherwise one process is started for each of
+    ``args.num_gpus`` GPUs on each of ``args.num_machines`` machines.
 
     Args:
         main: importable function of the command-line arguments.
@@ -42,6 +43,7 @@ def launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace, 
 
     Raises:
         ConfigError: when there are fewer GPUs than asked for.
+        RendezvousError: when processes are missing.
     """
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         return _join(main, args, use_gpu)
@@ -82,11 +84,17 @@ def _join(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace, u
     if use_gpu:
         if local_size > torch.cuda.device_count():
             raise ConfigError(
-                f"torchrun started {local_size} processes but this machine has {torch.cuda.device_count()} usable "
-                "GPUs; lower --nproc-per-node."
+                f"{local_size} processes were started on this machine, which has {torch.cuda.device_count()} usable "
+                "GPUs; start as many as there are GPUs (torchrun: --nproc-per-node, Slurm: --gpus-per-node)."
             )
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if use_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    # torchrun has a meeting point of its own, and watches over its processes.
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    place = {}
+    if not agent:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        place = {"store": meet(rank, size), "rank": rank, "world_size": size}
+    dist.init_process_group("nccl" if use_gpu else "gloo", timeout=DEFAULT_TIMEOUT, **place)
     try:
         create_local_process_group(local_size)
         comm.synchronize()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+import signal
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
 
 from ..checkpoint.checkpointer import BEST, FINAL, Checkpointer
-from ..errors import did_you_mean
+from ..errors import StorageError, did_you_mean
+from ..stopping import Stopped, stop_request
 from .ema import ModelEMA
 
-__all__ = ["BestCheckpointHook", "CheckpointHook", "EMAHook", "EvalHook"]
+__all__ = ["BestCheckpointHook", "CheckpointHook", "EMAHook", "EvalHook", "StopHook"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ class CheckpointHook(HookBase):
 
     Unlike Detectron2's hook it also removes what earlier sessions of the same training left, and saves once, not
     twice, after the last iteration: a kill between the two would leave a finished training without its final file.
+    A full disk costs a numbered checkpoint, not the training.
 
     Args:
         checkpointer: writes the files.
@@ -44,23 +48,58 @@ class CheckpointHook(HookBase):
         self._checkpointer = checkpointer
         self._period = period
         self._keep = max_to_keep
+        self._saved = -1
 
     def after_step(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self.save()
+        elif (self.trainer.iter + 1) % self._period == 0:
+            self.try_to_save()
+
+    def try_to_save(self) -> None:
+        """Like :meth:`save`, but a full disk is only told."""
+        try:
+            self.save()
+        except StorageError as error:
+            logger.error("%s The training goes on without this checkpoint.", error)
+
+    def save(self) -> None:
+        """Saves the iteration that is done, unless that has happened.
+
+        Raises:
+            StorageError: when the disk is full and older checkpoints made too little room.
+        """
         iteration = self.trainer.iter
-        if iteration + 1 >= self.trainer.max_iter:
-            self._checkpointer.save(FINAL, iteration=iteration)
-        elif (iteration + 1) % self._period == 0:
-            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-            if self._keep is not None:
-                self._checkpointer.prune(self._keep)
+        if iteration == self._saved:
+            return
+        final = iteration + 1 >= self.trainer.max_iter
+        self._checkpointer.save(FINAL if final else f"model_{iteration:07d}", iteration=iteration)
+        self._saved = iteration
+        if self._keep is not None and not final:
+            self._checkpointer.prune(self._keep)
 
 
 class EvalHook(hooks.EvalHook):
     """Evaluates every ``period`` iterations and after the last one.
 
-    It comes after the checkpointer, so that an evaluation that fails costs no training. A training that was killed
-    during an evaluation resumes from the checkpoint just before it, and catches up on the evaluation first.
+    Before that it has the iteration saved, so that an evaluation that fails or is stopped costs no training: it is
+    resumed from there, and catches up on the evaluation first.
+
+    Args:
+        period: iterations between evaluations; 0 for the one at the end alone.
+        evaluate: returns the results.
+        checkpoints: saves.
     """
+
+    def __init__(self, period: int, evaluate: Callable[[], Mapping[str, Any]], checkpoints: CheckpointHook):
+        super().__init__(period, evaluate)
+        self._checkpoints = checkpoints
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._period > 0 and done % self._period == 0 and done < self.trainer.max_iter:
+            self._checkpoints.try_to_save()
+            self._do_eval()
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
@@ -71,6 +110,26 @@ class EvalHook(hooks.EvalHook):
     def after_train(self) -> None:
         if self.trainer.iter >= self.trainer.max_iter:
             super().after_train()
+
+
+class StopHook(HookBase):
+    """Ends a training that was asked to stop: all processes in the same iteration, once it is saved.
+
+    Args:
+        checkpoints: saves.
+    """
+
+    def __init__(self, checkpoints: CheckpointHook):
+        self._checkpoints = checkpoints
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self.trainer.must_stop and done < self.trainer.max_iter:
+            self._checkpoints.save()
+            comm.synchronize()
+            number = stop_request.number if stop_request else signal.SIGTERM
+            logger.warning("Stopped by %s after iteration %d, which is saved.", signal.Signals(number).name, done)
+            raise Stopped(number, together=True)
 
 
 class BestCheckpointHook(HookBase):

@@ -7,22 +7,37 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.config import LazyConfig
+from detectron2.utils import comm
 from omegaconf import DictConfig
 
 from ..checkpoint.files import write_atomically
+from ..errors import CheckpointError, ConfigError
 
-__all__ = ["read_json", "remembered_seed", "remove_torn_files", "save_config", "set_earlier_run_aside", "write_json"]
+__all__ = [
+    "claim",
+    "read_json",
+    "remembered_seed",
+    "remove_torn_files",
+    "save_config",
+    "set_earlier_run_aside",
+    "write_json",
+]
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 _SOURCE = "config_source.py"
+_OWNER = "owner.txt"
+_SECONDS_TO_APPEAR = 30.0  # network file systems show the files of other machines late
 # `last_checkpoint` goes first: without it nothing is resumed from, so a kill in between does no harm.
 _LEFT_BY_A_RUN = (
     "last_checkpoint", "model_*.pth", "metrics.json", "eval.json", "summary.json", f"{CONFIG}*", _SOURCE,
@@ -51,9 +66,54 @@ def set_earlier_run_aside(output_dir: str) -> Path | None:
     return target
 
 
+def claim(output_dir: str) -> Callable[[], None]:
+    """Makes the folder that of this training; all processes must call it together.
+
+    A training whose machine was given up for lost, or that somebody started twice, may still run beside its
+    successor. Whoever claimed the folder last owns it.
+
+    Returns:
+        to be called before anything is saved; it raises :class:`CheckpointError` when another training has claimed
+        the folder meanwhile.
+
+    Raises:
+        ConfigError: when a process does not see what the main process wrote there.
+    """
+    path = Path(output_dir, _OWNER)
+    me = f"process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4().hex[:8]})"
+    owner = comm.all_gather(me)[0]
+    if comm.is_main_process():
+        write_atomically(path, lambda f: f.write(owner.encode()))
+    comm.synchronize()
+    deadline = time.monotonic() + _SECONDS_TO_APPEAR
+    while not (sees := _read(path) == owner) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    if blind := [name for name, ok in comm.all_gather((me, sees)) if not ok]:
+        raise ConfigError(
+            f"train.output_dir={output_dir!r} is not shared by the machines of this training: {', '.join(blind)} "
+            f"cannot read what {owner} wrote there; choose a folder on a file system that all of them have."
+        )
+
+    def check() -> None:
+        if (now := _read(path)) != owner:
+            raise CheckpointError(
+                f"folder {output_dir!r} now belongs to another training, {now or 'unknown'}; this one, {owner}, ends "
+                "without saving. Train in different folders with train.output_dir."
+            )
+
+    return check
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
 def remove_torn_files(output_dir: str) -> None:
     """Removes temporary files that a killed training did not finish; ``write_atomically`` names them."""
-    for name in _LEFT_BY_A_RUN:
+    for name in (*_LEFT_BY_A_RUN, _OWNER):
         for path in Path(output_dir).glob(f".{name.rstrip('*')}*"):
             path.unlink(missing_ok=True)
 

@@ -19,13 +19,22 @@ from ..checkpoint.adapt import adapt_to_checkpoint
 from ..checkpoint.checkpointer import Checkpointer, newest_good_checkpoint
 from ..checkpoint.files import tensors_of
 from ..errors import ConfigError
+from ..stopping import stop_request
 from .build import amp_dtype, build_loader, build_model, build_optimizer, load_initial_weights, pick_device
 from .config import apply_overrides, check_config, find_config, load_config
 from .distributed import launch
 from .ema import ModelEMA
 from .evaluate import EVAL_FILE, EvalTask, build_tests, evaluate_checkpoint, run_tests
-from .hooks import BestCheckpointHook, CheckpointHook, EMAHook, EvalHook
-from .run_dir import read_json, remembered_seed, remove_torn_files, save_config, set_earlier_run_aside, write_json
+from .hooks import BestCheckpointHook, CheckpointHook, EMAHook, EvalHook, StopHook
+from .run_dir import (
+    claim,
+    read_json,
+    remembered_seed,
+    remove_torn_files,
+    save_config,
+    set_earlier_run_aside,
+    write_json,
+)
 from .seeding import draw_seed, seed_step
 from .summary import write_summary
 from .trainer import Trainer
@@ -57,6 +66,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """What :func:`main` does in every process."""
+    stop_request.listen()
     cfg = load_config(args.config_file)
     written_for = _batch_and_length(cfg)
     apply_overrides(cfg, args.opts or [])
@@ -142,13 +152,15 @@ def do_train(cfg: DictConfig, device: torch.device, source: str, resume: bool = 
     best = BestCheckpointHook(checkpointer, cfg.train.best_checkpointer.metric)
     best = best if cfg.train.best_checkpointer.enabled else None
     evaluate = _Evaluation(evaluated, tests, output_dir, trainer, best)
+    checkpoints = CheckpointHook(checkpointer, **cfg.train.checkpointer)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             EMAHook(ema) if ema else None,
-            CheckpointHook(checkpointer, **cfg.train.checkpointer),
-            EvalHook(cfg.train.eval_period, evaluate),
+            checkpoints,
+            StopHook(checkpoints),
+            EvalHook(cfg.train.eval_period, evaluate, checkpoints),
             best,
         ]
     )
@@ -158,6 +170,7 @@ def do_train(cfg: DictConfig, device: torch.device, source: str, resume: bool = 
         found = None  # as large as model and optimizer together
         start_iter = trainer.iter + 1
     # All that can be wrong with the config has been met: from here on the folder belongs to this training.
+    checkpointer.before_save = claim(output_dir)
     if main_process:
         if not resume and (aside := set_earlier_run_aside(output_dir)):
             logger.info("%s held an earlier training; its files are now in %s.", output_dir, aside)
@@ -201,7 +214,8 @@ class _Evaluation:
         if known and known.get("iterations") == done:
             self.results = known["results"] if comm.is_main_process() else {}
         else:
-            self.results = run_tests(self._model, self._tests)
+            with stop_request.at_once():  # what was trained so far is saved
+                self.results = run_tests(self._model, self._tests)
         if self.results and comm.is_main_process():
             write_json(path, {"iterations": done, "results": self.results})
             if self._best:
