@@ -85,6 +85,14 @@ class Branch(nn.Module, ABC):
             0 for embeddings, i + 1 for block i, None where no decay applies.
         """
 
+    def block_modules(self) -> list[nn.Module]:
+        """The modules that :meth:`run` calls, each as a whole: nothing else may read their parameters.
+
+        They are what is sharded one by one where a model is spread over several GPUs. Without any, the branch stays in
+        one piece there.
+        """
+        return []
+
     @abstractmethod
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks' activations in the backward pass instead of keeping them."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from timm.models.convnext import ConvNeXt
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import ConfigError
 from .base import check_rate
@@ -79,3 +79,6 @@ class ConvNeXtBranch(StagedBranch):
 
     def run_step(self, x: Tensor, index: int) -> Tensor:
         return self.get_submodule(self._paths[index])(x)
+
+    def block_modules(self) -> list[nn.Module]:
+        return [self.get_submodule(path) for path in self._paths]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..lsnet.body import STRIDES, LSNetBody
 from .staged import StagedBranch
@@ -88,3 +88,6 @@ class LSNetBranch(LSNetBody, StagedBranch):
         for path in self._paths[index]:
             x = self.get_submodule(path)(x)
         return x
+
+    def block_modules(self) -> list[nn.Module]:
+        return [self.get_submodule(path) for paths in self._paths for path in paths]

@@ -154,6 +154,9 @@ class TimmBranch(StagedBranch):
                 "network is made for some sizes only: set img_size to the branch's, or choose another resolution."
             ) from error
 
+    def block_modules(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def _split_prefix(self, x: Tensor, grid: tuple[int, int]) -> BranchState:
         count = self.num_prefix_tokens
         return BranchState(x[:, count:], grid, x[:, :count] if count else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -20,6 +20,19 @@ __all__ = ["ACTIVATIONS", "TransformerBranch", "init_linears", "linear_rates", "
 
 # "gelu_tanh" is what the released "fused" MLPs compute.
 ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh")}
+
+
+class _GridBlock(Block):
+    """timm's block around an attention that is told from outside.
+
+    Shape:
+        x (B, N, C) -> the same; ``attend`` takes the attention module and normalised tokens.
+    """
+
+    def forward(self, x: Tensor, attend: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        attended = self.attn.proj(attend(self.attn, self.norm1(x)))
+        x = x + self.drop_path1(self.ls1(attended))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
 class TransformerBranch(Branch):
@@ -89,7 +102,7 @@ class TransformerBranch(Branch):
     def make_blocks(self, rates: Sequence[float], **block: object) -> nn.ModuleList:
         """timm's blocks with a stochastic-depth rate for each and whatever else timm's ``Block`` takes."""
         width = self.out_channels[0]
-        return nn.ModuleList(Block(width, self.num_heads, drop_path=rate, **block) for rate in rates)
+        return nn.ModuleList(_GridBlock(width, self.num_heads, drop_path=rate, **block) for rate in rates)
 
     def patches(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The projected patches of an image as tokens (B, h*w, C), and their grid (h, w).
@@ -107,10 +120,7 @@ class TransformerBranch(Branch):
 
     def run_block(self, x: Tensor, index: int, grid_size: tuple[int, int]) -> Tensor:
         """Runs one block on tokens (B, N, C)."""
-        block = self.blocks[index]
-        attended = block.attn.proj(self.attend(block.attn, block.norm1(x), index, grid_size))
-        x = x + block.drop_path1(block.ls1(attended))
-        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+        return self.blocks[index](x, partial(self.attend, index=index, grid_size=grid_size))
 
     def attend(self, attn: nn.Module, x: Tensor, index: int, grid_size: tuple[int, int]) -> Tensor:
         """The attention of one block up to its output projection, on normalised tokens (B, N, C)."""
@@ -134,6 +144,9 @@ class TransformerBranch(Branch):
             return state.replace(tokens=x)
         count = state.prefix.shape[1]
         return state.replace(tokens=x[:, count:], prefix=x[:, :count])
+
+    def block_modules(self) -> list[nn.Module]:
+        return list(self.blocks)
 
     def layer_id(self, name: str) -> int | None:
         return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else 0
