@@ -1,6 +1,7 @@
 # Every target does all the set-up that it needs; a second run installs nothing.
 #   make demo      train and evaluate a small PIIP Mask R-CNN on bundled data
 #   make test      run the tests            (PYTEST_ARGS="-k name" to choose, TEST_PROCESSES=1 for one at a time)
+#   make slurm     install Slurm's packages; make test-slurm then runs the tests that start a Slurm, and only those
 #   make lint      check style and format   (make format: put them right)
 #   make env       only the set-up: a virtual environment, the tested versions, Detectron2, this project
 # PYTHON is the interpreter that the environment is made from, VENV its folder (an existing one is used as it is,
@@ -15,13 +16,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.piip-is-installed
 DEMO_CONFIG := configs/quickstart/mask_rcnn_piip_digits.py
 
-.PHONY: env demo test lint format clean
+.PHONY: env demo test test-slurm slurm lint format clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/lazyconfig_train_net.py --config-file $(DEMO_CONFIG)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
+
+test-slurm: $(STAMP) slurm
+	$(BIN)/python -m pytest -m slurm tests/slurm $(PYTEST_ARGS)
+
+# System packages, so it takes root or sudo; without them `make test` skips what needs them.
+slurm:
+	@tests/slurm/install.sh
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -44,7 +52,7 @@ $(STAMP): constraints.txt setup.cfg pyproject.toml tools/install_detectron2.py
 	  echo "error: the environment $(VENV) has a Python older than 3.10; remove it or choose another with VENV=" >&2; \
 	  exit 1; }
 	$(BIN)/python -m pip install -c constraints.txt setuptools wheel
-	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e ".[demo,dev]"
+	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e ".[demo,dev,slurm]"
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python tools/install_detectron2.py
 	$(BIN)/python -m piip.env
 	@touch $@

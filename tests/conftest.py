@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -25,14 +24,13 @@ def project() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The tests of a file share fixtures, so they run in one process.
+    # The tests of a file share fixtures, so they run in one process; those that need Slurm share one cluster.
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_ONE_PROCESS.get(item.path.name, str(item.path))))
+        group = "slurm" if item.get_closest_marker("slurm") else _ONE_PROCESS.get(item.path.name, str(item.path))
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("slurm") and shutil.which("sbatch") is None:
-        pytest.skip("no Slurm here: sbatch is not on the path")
     if item.get_closest_marker("slow") and "slow" not in item.config.getoption("markexpr"):
         pytest.skip('takes minutes; make test PYTEST_ARGS="-m slow" runs it')
     if item.get_closest_marker("gpu"):
