@@ -76,6 +76,44 @@ def test_folders_that_do_not_go_together(folders: Path, damage, message: str) ->
         dicts(folders)
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda f: [save(f / f"labels/{i}.png", np.full((30, 40), 7, np.uint8)) for i in (1, 3)],
+            r"^2 of the 4 pictures .* dataset 'own' cannot be used. The label map '.*labels/1.png' has the values 7, "
+            r"but there are 3 classes.* mistake is in '.*images/3.png'.$",
+        ),
+        (
+            lambda f: save(f / "labels/2.png", np.zeros((30, 41), np.uint8)),
+            r"^1 of the 4 .* Label map '.*labels/2.png' is 41x30 pixels .* image '.*images/2.JPEG' is 40x30; correct",
+        ),
+        (lambda f: (f / "images/0.jpg").write_bytes(b"?"), r"picture '.*images/0.jpg' cannot be read \(it is no pic"),
+        (lambda f: (f / "labels/0.png").write_bytes(b"?"), r"label map '.*labels/0.png' cannot be read \(Unident"),
+    ],
+)
+def test_what_is_in_the_files_is_known_before_a_training(folders: Path, damage, message: str) -> None:
+    damage(folders)
+    with pytest.raises(DataError, match=message):
+        dicts(folders)
+    assert len(sem_seg_dataset("own", folders / "images", folders / "labels", CLASSES, check_files=False)) == 4
+
+
+def test_other_classes_of_the_same_folders(folders: Path) -> None:
+    dicts(folders)
+    assert len(sem_seg_dataset("own", folders / "images", folders / "labels", [*CLASSES, "tree"])) == 4
+    assert MetadataCatalog.get("own").stuff_classes == [*CLASSES, "tree"]
+
+
+def test_pictures_that_lie_on_their_side(folders: Path) -> None:
+    """Cameras store how to turn a picture; it is read upright, as its label map was drawn."""
+    picture = Image.fromarray(np.zeros((40, 30, 3), np.uint8))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(folders / "images" / "0.jpg", exif=exif)
+    assert mapper()(dicts(folders)[0])["image"].shape == (3, 30, 40)
+
+
 @pytest.mark.parametrize("classes", [[], "road", ["a", "a"]])
 def test_classes_that_are_none(classes) -> None:
     with pytest.raises(ConfigError, match="must be a list of different names"):
@@ -133,6 +171,16 @@ def test_mapper_of_tests_checks_labels_and_leaves_them_to_the_evaluator(folders:
     with pytest.raises(DataError, match=r"0.png' has the values 2, but there are 2 classes"):
         mapper(is_train=False, num_classes=2)(record)
     assert "image" in mapper(is_train=False)({"file_name": record["file_name"]})
+
+
+def test_mapper_of_tests_keeps_the_picture_that_it_resized(folders: Path) -> None:
+    record = dicts(folders)[1]
+    picture = np.asarray(Image.open(record["file_name"]))
+    sample = mapper(is_train=False, augmentations=[T.ResizeShortestEdge(15), T.NoOpTransform()])(record)
+    assert sample["image"].shape == (3, 15, 20)
+    assert np.array_equal(sample["original"].numpy().transpose(1, 2, 0), picture)
+    assert "original" not in mapper(is_train=False, augmentations=[T.ResizeShortestEdge(15), T.RandomFlip(1.0)])(record)
+    assert "original" not in mapper(augmentations=[T.ResizeShortestEdge(15)])(record)
 
 
 def test_mapper_names_what_is_wrong(folders: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.config import instantiate
@@ -14,7 +15,7 @@ from PIL import Image
 
 from piip.data import SemanticMapper, build_test_loader, register_sem_seg
 from piip.engine.config import load_config
-from piip.visualization import answers_of, draw_labels, write_report
+from piip.visualization import answers_of, draw_labels, draw_segments, write_report
 from piip.visualization.draw import _colour
 
 GREY = np.full((80, 120, 3), 128, np.uint8)
@@ -55,6 +56,40 @@ def test_answers_about_pixels() -> None:
     assert answers.describe(counts) == "38 % background, 38 % sky, 25 % sea"
     assert [record["category"] for record in answers.records(answer, 3)] == ["background", "sky", "sea"]
     assert answers.draw(GREY, answer, 0).shape == GREY.shape
+
+
+def test_answers_about_segments() -> None:
+    names = Metadata(
+        thing_classes=["cat", "dog"], thing_dataset_id_to_contiguous_id={17: 0, 18: 1}, stuff_classes=["things", "sky"]
+    )
+    ids = torch.tensor(halves() % 255).int()
+    segments = [
+        {"id": 1, "isthing": True, "score": 0.9, "category_id": 1, "instance_id": 0},
+        {"id": 2, "isthing": False, "category_id": 1, "area": 2400},
+    ]
+    answers, answer = answers_of({"sem_seg": None, "instances": None, "panoptic_seg": (ids, segments)}, names)
+    counts = answers.count(answer)
+    assert answers.describe(counts + counts) == "2 objects (2 dog), sky"
+    dog, sky = answers.records(answer, 3)
+    assert (dog["category_id"], dog["category"], dog["score"], dog["isthing"]) == (18, "dog", 0.9, True)
+    assert (mask_util.decode(sky["segmentation"]) == (halves() == 2)).all()
+    drawn = answers.draw(GREY, answer, 0)
+    assert (drawn[46:56] == 128).all()  # of no segment
+    assert len({tuple(drawn[y, 110]) for y in (20, 50, 75)}) == 3
+    assert np.array_equal(draw_segments(GREY, halves(), [], names), GREY)
+    stuff = [{"id": 1, "category_id": 0, "isthing": False}]
+    assert np.array_equal(draw_segments(GREY, halves(), stuff, NAMES), GREY)  # the background
+
+
+def test_report_of_a_panoptic_model(tmp_path: Path) -> None:
+    record = {"iteration": 20, "total_loss": 1.0, "panoptic_seg/PQ": 40.0}
+    (tmp_path / "metrics.json").write_text(json.dumps(record) + "\n")
+    cfg = load_config("quickstart/panoptic_fpn_piip_digits.py", ["model.combine_instances_score_thresh=0.0"])
+    loader = instantiate(cfg.dataloader.test)
+    name = "digits_scenes_panoptic_val"
+    folder = write_report(tmp_path, model=instantiate(cfg.model), data_loader=loader, dataset_name=name, num_images=2)
+    assert {p.name for p in folder.iterdir()} == {"index.md", "pq.png", "losses.png", "predictions.png"}
+    assert "score" not in (folder / "index.md").read_text()
 
 
 @pytest.fixture

@@ -23,4 +23,7 @@ model = L(SemanticSegmentor)(
     pixel_std=[58.395, 57.12, 57.375],
     input_format="RGB",
     train_size=512,
+    # Test-time augmentation: other sizes, such as [0.5, 1.0, 1.75], and the mirrored image.
+    test_scales=[1.0],
+    test_flip=False,
 )

@@ -25,4 +25,7 @@ model = L(SemanticSegmentor)(
     train_size=512,
     window_size=512,
     window_stride=341,
+    # Test-time augmentation: other sizes, such as [0.5, 1.0, 1.75], and the mirrored image.
+    test_scales=[1.0],
+    test_flip=False,
 )

@@ -10,16 +10,17 @@ import torch
 from detectron2.data import detection_utils as utils
 
 from ..errors import DataError, UserError
-from .datasets.sem_seg import read_labels
+from .datasets.sem_seg import check_sizes, read_labels
 from .mapper import DetectionMapper
 
-__all__ = ["SemanticMapper"]
+__all__ = ["SemanticMapper", "original_of"]
 
 
 class SemanticMapper(DetectionMapper):
     """Adds ``sem_seg``, the label of every pixel, to the sample; checks the labels before they meet a loss.
 
-    In tests the label map is checked, too, but not handed on: evaluators read it themselves.
+    In tests the label map is checked, too, but not handed on: evaluators read it themselves. Where the picture is only
+    resized, ``original`` is the picture before that, for models that look at it at several scales.
 
     Args:
         num_classes: classes that a label map may have.
@@ -45,8 +46,9 @@ class SemanticMapper(DetectionMapper):
             inputs = T.AugInput(image, sem_seg=labels)
             transforms = self.augmentations(inputs)
             size = inputs.image.shape[:2]
-            sample["image"] = torch.as_tensor(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+            sample["image"] = _tensor(inputs.image)
             if not self.is_train:
+                sample |= original_of(image, transforms)
                 sample.pop("annotations", None)
                 return sample
             if labels is None:
@@ -63,9 +65,15 @@ class SemanticMapper(DetectionMapper):
 
     def _labels(self, path: str, image: np.ndarray, name: str) -> np.ndarray:
         labels = read_labels(path, self.num_classes, self.ignore_label)
-        if labels.shape != image.shape[:2]:
-            raise DataError(
-                f"Label map {path!r} is {labels.shape[1]}x{labels.shape[0]} pixels (width x height), but its image "
-                f"{name!r} is {image.shape[1]}x{image.shape[0]}; correct one of them."
-            )
+        check_sizes(path, labels.shape, name, image.shape)
         return labels
+
+
+def original_of(image: np.ndarray, transforms: T.TransformList) -> dict[str, torch.Tensor]:
+    """``{"original": (3, H, W)}`` where a picture (H, W, 3) was resized, and nothing else was done to it."""
+    kinds = {type(transform) for transform in transforms.transforms} - {T.NoOpTransform}
+    return {"original": _tensor(image)} if kinds == {T.ResizeTransform} else {}
+
+
+def _tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))

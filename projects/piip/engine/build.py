@@ -114,11 +114,23 @@ def build_loader(cfg: DictConfig, node: DictConfig, training: bool) -> Iterable:
     with local_main_process_first():  # data that is generated or downloaded on first use
         dataset = instantiate(node.dataset)
     for key, kind in _NUM_CLASSES.items():
-        if isinstance(number := OmegaConf.select(cfg, key), int):
+        if isinstance(number := _number(cfg, key), int):
             check_categories(names, number, kind)
+    mapped, predicted = _number(node, "mapper.num_classes"), _number(cfg, "model.sem_seg_head.num_classes")
+    if isinstance(mapped, int) and isinstance(predicted, int) and mapped != predicted:
+        raise ConfigError(
+            f"The data loader's mapper expects label maps of {mapped} classes, but the model predicts {predicted}; set "
+            "dataloader.train.mapper.num_classes (which that of dataloader.test follows) and "
+            "model.sem_seg_head.num_classes to the same number."
+        )
     if training and OmegaConf.select(cfg, "model.roi_heads.mask_head") is not None:
         check_masks(dataset)
     return instantiate({**{key: node[key] for key in node if key != "dataset"}, "dataset": dataset})
+
+
+def _number(node: DictConfig, key: str) -> Any:
+    """The value at a key, counted where it follows a list of classes."""
+    return instantiate(OmegaConf.select(node, key))
 
 
 def dataset_names(node: Any) -> str | list[str] | None:

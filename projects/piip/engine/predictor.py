@@ -20,6 +20,7 @@ from PIL import Image as PILImage
 
 from ..checkpoint import load_weights
 from ..data.datasets.image_folder import class_folders
+from ..data.sem_seg_mapper import original_of
 from ..errors import ConfigError, DataError
 from .build import build_model
 from .config import load_config
@@ -157,9 +158,12 @@ class LazyPredictor:
             tensor = torch.as_tensor(self.transform(PILImage.fromarray(image)))
             return {"image": tensor, "height": height, "width": width}
         aug_input = T.AugInput(image)
-        self.augmentations(aug_input)
+        transforms = self.augmentations(aug_input)
         tensor = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
-        return {"image": tensor, "height": height, "width": width}
+        sample = {"image": tensor, "height": height, "width": width}
+        if hasattr(self.model, "test_scales"):
+            sample |= original_of(image, transforms)
+        return sample
 
 
 def dataset_metadata(cfg: DictConfig) -> Metadata:
@@ -199,7 +203,8 @@ def _usable_device(device: str | torch.device) -> torch.device:
 
 
 def _set_score_threshold(model: torch.nn.Module, threshold: float) -> None:
-    """Detectron2's detectors all keep it under this name; models without detections have none."""
+    """Detectron2's detectors all keep it under the first name, Panoptic FPN besides under the second one."""
     for module in model.modules():
-        if hasattr(module, "test_score_thresh"):
-            module.test_score_thresh = threshold
+        for name in ("test_score_thresh", "combine_instances_score_thresh"):
+            if hasattr(module, name):
+                setattr(module, name, threshold)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
 from ..data import get_dataset_dicts
+from ..data.panoptic import read_segments
 from ..errors import DataError
 
 __all__ = ["PanopticEvaluator"]
@@ -61,8 +60,7 @@ class PanopticEvaluator(DatasetEvaluator):
     def process(self, inputs: Iterable[Mapping[str, Any]], outputs: Iterable[Mapping[str, Any]]) -> None:
         for item, output in zip(inputs, outputs, strict=True):
             truth = self._truth[item["file_name"]]
-            colours = read_image(truth["pan_seg_file_name"], "RGB").astype(np.int64)
-            ids = torch.from_numpy(colours @ np.array([1, 256, 256**2]))
+            ids = torch.from_numpy(read_segments(truth["pan_seg_file_name"]))
             predicted, segments = output["panoptic_seg"]
             self._metric.update(
                 self._segments(predicted.cpu().long(), segments), self._segments(ids, truth["segments_info"])

@@ -2,7 +2,7 @@
 
 from .. import needs_detectron2  # noqa: F401
 from .answers import Answers, answers_of
-from .draw import PALETTE, class_name, draw_annotations, draw_instances, draw_labels, draw_scores
+from .draw import PALETTE, class_name, draw_annotations, draw_instances, draw_labels, draw_scores, draw_segments
 from .report import write_report
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "draw_instances",
     "draw_labels",
     "draw_scores",
+    "draw_segments",
     "write_report",
 ]

@@ -14,7 +14,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from torch import Tensor
 
 from ..errors import ConfigError
-from .draw import class_name, draw_instances, draw_labels, draw_scores
+from .draw import class_name, draw_instances, draw_labels, draw_scores, draw_segments
 
 __all__ = ["Answers", "answers_of"]
 
@@ -54,9 +54,7 @@ class _Instances(Answers):
         return Counter(answer.pred_classes.tolist())
 
     def describe(self, counts: Counter[int]) -> str:
-        total = sum(counts.values())
-        classes = ", ".join(f"{n} {class_name(self.metadata, c)}" for c, n in counts.most_common())
-        return f"{total} object{'s' * (total != 1)}" + (f" ({classes})" if classes else "")
+        return _objects(counts, self.metadata)
 
     def records(self, answer: Any, image_id: int) -> list[dict[str, Any]]:
         ids = _dataset_ids(self.metadata, "thing")
@@ -66,6 +64,46 @@ class _Instances(Answers):
             record["category_id"] = ids.get(category, category)
             record["category"] = class_name(self.metadata, category)
         return records
+
+
+class _Segments(Answers):
+    """Classes of stuff are counted, in pixels, after those of things."""
+
+    def draw(self, image: np.ndarray, answer: Any, shorter_side: int) -> np.ndarray:
+        ids, segments = answer
+        return draw_segments(image, ids.cpu().numpy(), segments, self.metadata, shorter_side)
+
+    def count(self, answer: Any) -> Counter[int]:
+        counts: Counter[int] = Counter()
+        for segment in answer[1]:
+            if segment["isthing"]:
+                counts[segment["category_id"]] += 1
+            else:
+                counts[self._things + segment["category_id"]] += segment["area"]
+        return counts
+
+    def describe(self, counts: Counter[int]) -> str:
+        things = Counter({c: n for c, n in counts.items() if c < self._things})
+        stuff = [c - self._things for c, _ in counts.most_common() if c >= self._things]
+        return ", ".join([_objects(things, self.metadata), *(class_name(self.metadata, c, "stuff") for c in stuff)])
+
+    def records(self, answer: Any, image_id: int) -> list[dict[str, Any]]:
+        ids, records = answer[0].cpu().numpy(), []
+        for segment in answer[1]:
+            kind, category = "thing" if segment["isthing"] else "stuff", segment["category_id"]
+            record = {
+                "image_id": image_id,
+                "category_id": _dataset_ids(self.metadata, kind).get(category, category),
+                "category": class_name(self.metadata, category, kind),
+                "isthing": segment["isthing"],
+                "segmentation": _run_lengths(ids == segment["id"]),
+            }
+            records.append({**record, "score": segment["score"]} if "score" in segment else record)
+        return records
+
+    @property
+    def _things(self) -> int:
+        return len(self.metadata.get("thing_classes") or ())
 
 
 class _Pixels(Answers):
@@ -83,18 +121,15 @@ class _Pixels(Answers):
 
     def records(self, answer: Tensor, image_id: int) -> list[dict[str, Any]]:
         ids, labels = _dataset_ids(self.metadata, "stuff"), _labels(answer)
-        records = []
-        for category in np.unique(labels).tolist():
-            run = mask_util.encode(np.asfortranarray(labels == category, dtype=np.uint8))
-            records.append(
-                {
-                    "image_id": image_id,
-                    "category_id": ids.get(category, category),
-                    "category": class_name(self.metadata, category, "stuff"),
-                    "segmentation": {"size": run["size"], "counts": run["counts"].decode("ascii")},
-                }
-            )
-        return records
+        return [
+            {
+                "image_id": image_id,
+                "category_id": ids.get(category, category),
+                "category": class_name(self.metadata, category, "stuff"),
+                "segmentation": _run_lengths(labels == category),
+            }
+            for category in np.unique(labels).tolist()
+        ]
 
 
 class _Scores(Answers):
@@ -116,6 +151,17 @@ class _Scores(Answers):
         ]
 
 
+def _objects(counts: Counter[int], metadata: Metadata) -> str:
+    total = sum(counts.values())
+    classes = ", ".join(f"{n} {class_name(metadata, c)}" for c, n in counts.most_common())
+    return f"{total} object{'s' * (total != 1)}" + (f" ({classes})" if classes else "")
+
+
+def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    run = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": run["size"], "counts": run["counts"].decode("ascii")}
+
+
 def _labels(logits: Tensor) -> np.ndarray:
     return logits.argmax(0).cpu().numpy()
 
@@ -125,7 +171,13 @@ def _dataset_ids(metadata: Metadata, kind: str) -> dict[int, int]:
     return {contiguous: category_id for category_id, contiguous in ids.items()}
 
 
-_TASKS: dict[str, type[Answers]] = {"instances": _Instances, "sem_seg": _Pixels, "scores": _Scores}
+# A panoptic model answers to the first three, and its segments say the most.
+_TASKS: dict[str, type[Answers]] = {
+    "panoptic_seg": _Segments,
+    "instances": _Instances,
+    "sem_seg": _Pixels,
+    "scores": _Scores,
+}
 
 
 def answers_of(output: Mapping[str, Any], metadata: Metadata) -> tuple[Answers, Any]:

@@ -1,4 +1,4 @@
-"""Instances and classes of pixels drawn onto pictures: one style for predictions and annotations, stills and video.
+"""Instances, segments and classes of pixels drawn onto pictures: one style for all, in stills and video.
 
 Every class has a colour of its own, so that the same thing looks the same in every picture, beside its ground truth,
 and from one video frame to the next. Detectron2's ``Visualizer`` is not used because it needs OpenCV, which a training
@@ -25,7 +25,15 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-__all__ = ["PALETTE", "class_name", "draw_annotations", "draw_instances", "draw_labels", "draw_scores"]
+__all__ = [
+    "PALETTE",
+    "class_name",
+    "draw_annotations",
+    "draw_instances",
+    "draw_labels",
+    "draw_scores",
+    "draw_segments",
+]
 
 # Told apart with every common kind of colour vision (Okabe and Ito 2008, then Paul Tol's bright ones), and visible on
 # photographs.
@@ -34,6 +42,7 @@ PALETTE = (
     "#CC79A7", "#332288", "#44BB99", "#AA3377", "#BBCC33", "#FFAABB",
 )  # fmt: skip
 _DPI = 100
+_BACKGROUND = "background"  # a class of pixels that are not painted
 
 
 def _colour(category: int) -> str:
@@ -116,15 +125,54 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, metadata: Metadata, short
     Shape:
         (H, W, 3), (H, W) -> (H, W, 3), or resized in proportion
     """
-    bare = ("background", f"class {metadata.get('ignore_label', 255)}")
+    bare = (_BACKGROUND, f"class {metadata.get('ignore_label', 255)}")
     classes = [c for c in np.unique(labels).tolist() if class_name(metadata, c, "stuff") not in bare]
-    masks = [labels == c for c in classes]
+    names = [class_name(metadata, c, "stuff") for c in classes]
+    return _draw_areas(image, [labels == c for c in classes], classes, names, shorter_side)
+
+
+def draw_segments(
+    image: np.ndarray,
+    ids: np.ndarray,
+    segments: Sequence[Mapping[str, Any]],
+    metadata: Metadata,
+    shorter_side: int = 0,
+) -> np.ndarray:
+    """Draws the segments of panoptic segmentation: a tint, an outline and a name for each.
+
+    Args:
+        image: RGB, uint8.
+        ids: numbers of segments.
+        segments: their ``id``, ``category_id``, ``isthing`` and perhaps ``score``; stuff called "background" stays
+            bare.
+        metadata: gives the names of the classes.
+        shorter_side: as in :func:`draw_instances`.
+
+    Shape:
+        (H, W, 3), (H, W) -> (H, W, 3), or resized in proportion
+    """
+    things = len(metadata.get("thing_classes") or ())
+    masks, classes, names = [], [], []
+    for segment in segments:
+        category, is_thing = segment["category_id"], segment["isthing"]
+        name = class_name(metadata, category, "thing" if is_thing else "stuff")
+        if (mask := ids == segment["id"]).any() and (is_thing or name != _BACKGROUND):
+            masks.append(mask)
+            classes.append(category if is_thing else things + category)
+            names.append(f"{name} {100 * segment['score']:.0f}%" if "score" in segment else name)
+    return _draw_areas(image, masks, classes, names, shorter_side)
+
+
+def _draw_areas(
+    image: np.ndarray, masks: Sequence[np.ndarray], classes: Sequence[int], names: Sequence[str], shorter_side: int
+) -> np.ndarray:
+    """Areas without frames, with their names where they are widest."""
     return _draw(
         image,
         boxes=np.asarray([2 * _innermost(mask) for mask in masks], dtype=np.float32).reshape(-1, 4),
         masks=masks,
         classes=classes,
-        labels=[class_name(metadata, c, "stuff") for c in classes],
+        labels=names,
         shorter_side=shorter_side,
         frames=False,
     )

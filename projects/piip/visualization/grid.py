@@ -17,7 +17,8 @@ from detectron2.structures import Instances
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .draw import draw_annotations, draw_instances, draw_labels
+from ..data.panoptic import read_segments
+from .draw import draw_annotations, draw_instances, draw_labels, draw_segments
 
 __all__ = ["Example", "grid_figure", "predict_examples"]
 
@@ -30,7 +31,7 @@ class Example:
 
     Attributes:
         title: how to call it.
-        found: number of objects predicted, or of classes.
+        found: number of objects predicted, of segments or of classes.
     """
 
     title: str
@@ -56,10 +57,10 @@ def predict_examples(
         score_threshold: detections below are not drawn.
 
     Returns:
-        one example per picture; none when the model predicts neither instances nor the class of every pixel.
+        one example per picture; none when the model predicts neither instances nor segments nor classes of pixels.
     """
     metadata = MetadataCatalog.get(dataset_name)
-    pairs: list[tuple[Mapping[str, Any], Instances | np.ndarray]] = []
+    pairs: list[tuple[Mapping[str, Any], Instances | np.ndarray | tuple]] = []
     with inference_context(model), torch.no_grad():
         for batch in data_loader:
             batch = batch[: num_images - len(pairs)]
@@ -73,8 +74,11 @@ def predict_examples(
     return [_example(item, found, truth[item["file_name"]], metadata, score_threshold) for item, found in pairs]
 
 
-def _shown(output: Mapping[str, Any]) -> Instances | np.ndarray | None:
-    """What of a model's output is drawn: instances, or else a label map."""
+def _shown(output: Mapping[str, Any]) -> Instances | np.ndarray | tuple | None:
+    """What of a model's output is drawn: segments with their numbers, instances, or else a label map."""
+    if "panoptic_seg" in output:
+        ids, segments = output["panoptic_seg"]
+        return ids.cpu().numpy(), segments
     if "instances" in output:
         return output["instances"].to("cpu")
     return output["sem_seg"].argmax(0).cpu().numpy() if "sem_seg" in output else None
@@ -82,7 +86,7 @@ def _shown(output: Mapping[str, Any]) -> Instances | np.ndarray | None:
 
 def _example(
     item: Mapping[str, Any],
-    found: Instances | np.ndarray,
+    found: Instances | np.ndarray | tuple,
     truth: Mapping[str, Any],
     metadata: Metadata,
     score_threshold: float,
@@ -96,6 +100,14 @@ def _example(
             truth=draw_labels(image, labels, metadata, _PANEL_PIXELS),
             prediction=draw_labels(image, found, metadata, _PANEL_PIXELS),
             found=len(np.unique(found)),
+        )
+    if isinstance(found, tuple):
+        true = read_segments(truth["pan_seg_file_name"]), truth["segments_info"]
+        return Example(
+            title=Path(item["file_name"]).name,
+            truth=draw_segments(image, *true, metadata, _PANEL_PIXELS),
+            prediction=draw_segments(image, *found, metadata, _PANEL_PIXELS),
+            found=len(found[1]),
         )
     found = found[found.scores >= score_threshold]
     return Example(

@@ -76,7 +76,7 @@ def write_report(
         else:
             _save(figure, folder / name)
             lines += [f"![{title}]({name})", ""]
-    if examples and not any(key.endswith("/mIoU") for key in last):
+    if examples and not any(key.endswith(("/mIoU", "/PQ")) for key in last):
         lines += [f"Shown are detections with a score of at least {score_threshold:g}.", ""]
     lines += _class_table(last)
     lines += _confusion(folder, dataset_name)

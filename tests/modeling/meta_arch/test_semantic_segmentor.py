@@ -119,6 +119,19 @@ def test_scales() -> None:
     assert torch.allclose(found.sum(0), torch.ones(36, 60), atol=1e-5)
 
 
+def test_other_scales_are_made_of_the_picture_before_the_test_resized_it() -> None:
+    seen = []
+    model = segmentor(test_scales=[1.0, 2.0])
+    model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    large = image(64, 96)["image"]
+    small = F.interpolate(large[None].float(), (32, 48), mode="bilinear", antialias=True)[0]
+    (found,) = logits(model, {"image": small, "original": large, "height": 64, "width": 96})
+    assert found.shape == (4, 64, 96)
+    for x, expected in zip(seen, (small, large), strict=True):
+        normalised = (expected - torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)) / 2
+        assert torch.equal(x[0, :, : expected.shape[-2], : expected.shape[-1]], normalised)
+
+
 def test_training_pads_to_a_size() -> None:
     model = segmentor(train_size=48).train()
     seen = {}

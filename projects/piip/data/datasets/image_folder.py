@@ -18,7 +18,15 @@ from ...errors import ConfigError, DataError
 from .coco_checks import quote
 from .registry import register
 
-__all__ = ["class_folders", "image_folder", "list_pictures", "num_folders", "register_image_folder", "register_images"]
+__all__ = [
+    "class_folders",
+    "image_folder",
+    "list_pictures",
+    "num_folders",
+    "problem_of",
+    "register_image_folder",
+    "register_images",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -228,10 +236,11 @@ def _unreadable(paths: Sequence[str]) -> dict[str, str]:
     """The pictures that cannot be decoded, with the reasons."""
     logger.info("Looking at %d pictures", len(paths))
     with ThreadPoolExecutor() as threads:  # Pillow decodes without Python's lock
-        return {path: reason for path, reason in zip(paths, threads.map(_problem, paths), strict=True) if reason}
+        return {path: reason for path, reason in zip(paths, threads.map(problem_of, paths), strict=True) if reason}
 
 
-def _problem(path: str) -> str:
+def problem_of(path: str) -> str:
+    """Why a picture cannot be decoded, or an empty string."""
     try:
         with Image.open(path) as image:
             image.draft(None, (64, 64))  # a JPEG is decoded at an eighth of its size, but to its end

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ...errors import ConfigError, DataError
 from .ade20k import prepare_ade20k
 from .coco import get_dataset_dicts
 from .coco_checks import quote
+from .image_folder import problem_of
 from .registry import register
 
-__all__ = ["get_sem_seg_dicts", "read_labels", "register_sem_seg", "sem_seg_dataset"]
+__all__ = ["check_sizes", "get_sem_seg_dicts", "read_labels", "register_sem_seg", "sem_seg_dataset"]
+
+logger = logging.getLogger(__name__)
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _IGNORE_LABEL = 255
 
 
-def register_sem_seg(name: str, image_root: str, label_root: str, classes: Sequence[str]) -> None:
+def register_sem_seg(
+    name: str, image_root: str, label_root: str, classes: Sequence[str], *, check_files: bool = True
+) -> None:
     """Enters a folder of pictures and one of label maps into Detectron2's catalogs.
 
     A label map is a PNG of one channel (grey or with a palette) under the name of its picture. Its values are class
@@ -34,6 +41,8 @@ def register_sem_seg(name: str, image_root: str, label_root: str, classes: Seque
         image_root: folder of the pictures.
         label_root: folder of the label maps.
         classes: names of the classes; class ``i`` is the value ``i`` of a label map.
+        check_files: decode every picture and label map when the dataset is loaded, so that broken ones, values that
+            are no class and sizes that differ are known before a training.
 
     Raises:
         ConfigError: for an empty or repeated class, or a name that another dataset has.
@@ -43,7 +52,7 @@ def register_sem_seg(name: str, image_root: str, label_root: str, classes: Seque
     image_root, label_root = os.fspath(image_root), os.fspath(label_root)
     register(
         name,
-        partial(_load, name, image_root, label_root),
+        partial(_load, name, image_root, label_root, tuple(classes), check_files),
         stuff_classes=[str(c) for c in classes],
         ignore_label=_IGNORE_LABEL,
         image_root=image_root,
@@ -52,20 +61,20 @@ def register_sem_seg(name: str, image_root: str, label_root: str, classes: Seque
     )
 
 
-def sem_seg_dataset(names: str, image_root: str, label_root: str, classes: Sequence[str]) -> list[dict]:
+def sem_seg_dataset(
+    names: str, image_root: str, label_root: str, classes: Sequence[str], check_files: bool = True
+) -> list[dict]:
     """Registers a dataset as ``names`` and loads it: what a config for one's own data calls.
 
     Args:
         names: the one name to register; called as in :func:`get_sem_seg_dicts`, so that configs read alike.
-        image_root: see :func:`register_sem_seg`, also for the next two.
-        label_root: see there.
-        classes: see there.
+        image_root: see :func:`register_sem_seg`, also for the other arguments.
 
     Raises:
         ConfigError: see :func:`register_sem_seg`.
         DataError: see :func:`get_sem_seg_dicts`.
     """
-    register_sem_seg(names, image_root, label_root, classes)
+    register_sem_seg(names, image_root, label_root, classes, check_files=check_files)
     return get_sem_seg_dicts(names)
 
 
@@ -90,11 +99,58 @@ def get_sem_seg_dicts(names: str | Sequence[str]) -> list[dict]:
     return dicts
 
 
-def _load(name: str, image_root: str, label_root: str) -> list[dict]:
+def _load(name: str, image_root: str, label_root: str, classes: tuple[str, ...], check_files: bool) -> list[dict]:
     images, labels = _files(name, "images", image_root, _IMAGES), _files(name, "labels", label_root, (".png",))
     _check_pairs(name, "a label map", images.keys() - labels.keys(), label_root)
     _check_pairs(name, "a picture", labels.keys() - images.keys(), image_root)
-    return [{"file_name": images[stem], "sem_seg_file_name": labels[stem]} for stem in sorted(images)]
+    dicts = [{"file_name": images[stem], "sem_seg_file_name": labels[stem]} for stem in sorted(images)]
+    if check_files:
+        _check_content(name, dicts, len(classes))
+    return dicts
+
+
+def _check_content(name: str, dicts: Sequence[dict], num_classes: int) -> None:
+    logger.info("Looking at %d pictures and their label maps", len(dicts))
+    with ThreadPoolExecutor() as threads:  # Pillow decodes without Python's lock
+        problems = threads.map(lambda record: _problem(record, num_classes), dicts)
+        wrong = {record["file_name"]: problem for record, problem in zip(dicts, problems, strict=True) if problem}
+    if wrong:
+        first, *others = wrong
+        besides = f" The same or another mistake is in {quote(others)}." if others else ""
+        raise DataError(
+            f"{len(wrong)} of the {len(dicts)} pictures with label maps of dataset {name!r} cannot be used. "
+            f"{wrong[first]}{besides}"
+        )
+
+
+def _problem(record: dict, num_classes: int) -> str:
+    """What is wrong with a picture and its label map, or an empty string."""
+    picture, label_map = record["file_name"], record["sem_seg_file_name"]
+    if reason := problem_of(picture):
+        return f"The picture {picture!r} cannot be read ({reason}); restore it, or remove it and its label map."
+    with Image.open(picture) as image:
+        sides = image.size
+        if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # it lies on its side, and is read upright
+            sides = sides[::-1]
+    try:
+        check_sizes(label_map, read_labels(label_map, num_classes).shape, picture, sides[::-1])
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def check_sizes(label_map: str, label_shape: Sequence[int], picture: str, picture_shape: Sequence[int]) -> None:
+    """Compares a label map with its picture, both (H, W, ...).
+
+    Raises:
+        DataError: if they differ in height or width.
+    """
+    (label_height, label_width), (height, width) = label_shape[:2], picture_shape[:2]
+    if (label_height, label_width) != (height, width):
+        raise DataError(
+            f"Label map {label_map!r} is {label_width}x{label_height} pixels (width x height), but its image "
+            f"{picture!r} is {width}x{height}; correct one of them."
+        )
 
 
 def _check_pairs(name: str, kind: str, lacking: Collection[str], root: str) -> None:

@@ -42,8 +42,9 @@ class ImageClassifier(nn.Module):
             :class:`piip.engine.distillation.Teacher`.
 
     Raises:
-        ConfigError: for arguments that are unknown or do not fit together; when called, for a network with other
-            classes than ``num_classes``, or a batch that cannot be mixed.
+        ConfigError: for arguments that are unknown or do not fit together, such as a network with other classes than
+            ``num_classes`` (when called, if the network does not tell them); when called, for a batch that cannot be
+            mixed.
         DataError: when called, for images of different sizes or labels that are missing or no class of the model.
     """
 
@@ -68,6 +69,11 @@ class ImageClassifier(nn.Module):
             )
         if not 0 <= label_smoothing < 1:
             raise ConfigError(f"ImageClassifier: label_smoothing={label_smoothing} must be at least 0 and below 1.")
+        if (classes := getattr(network, "num_classes", num_classes)) != num_classes:
+            raise ConfigError(
+                f"The network {type(network).__name__} has {classes} classes, but the model num_classes={num_classes}; "
+                "make the network with the same num_classes."
+            )
         if teacher is not None and teacher.num_classes != num_classes:
             raise ConfigError(
                 f"The teacher knows {teacher.num_classes} classes and the model {num_classes}; distillation needs a "

@@ -35,7 +35,8 @@ class SemanticSegmentor(_SemanticSegmentor):
             alone.
         window_size: pixels per side of the windows; 0 looks at whole images.
         window_stride: pixels from one window to the next.
-        test_scales: sizes that every image is seen in, relative to its own.
+        test_scales: sizes that every image is seen in, relative to its own. Where the inputs have ``original``, the
+            picture before it was resized for the test, other sizes than 1 are made of that.
         test_flip: see every image mirrored, too.
 
     Returns:
@@ -75,15 +76,19 @@ class SemanticSegmentor(_SemanticSegmentor):
         self.test_scales, self.test_flip = tuple(test_scales), test_flip
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
+        images = [self._normalised(x["image"]) for x in batched_inputs]
         if self.training:
             return self._losses(images, [x["sem_seg"].to(self.device) for x in batched_inputs])
         results = []
-        for logits, image, inputs in zip(self._predict(images), images, batched_inputs, strict=True):
+        predictions = self._predict(images, [x.get("original", x["image"]) for x in batched_inputs])
+        for logits, image, inputs in zip(predictions, images, batched_inputs, strict=True):
             size = image.shape[-2:]
             height, width = inputs.get("height", size[0]), inputs.get("width", size[1])
             results.append({"sem_seg": sem_seg_postprocess(logits, size, height, width)})
         return results
+
+    def _normalised(self, image: Tensor) -> Tensor:
+        return (image.to(self.device) - self.pixel_mean) / self.pixel_std
 
     def _losses(self, images: list[Tensor], targets: list[Tensor]) -> dict[str, Tensor]:
         ignored = self.sem_seg_head.ignore_value
@@ -92,25 +97,34 @@ class SemanticSegmentor(_SemanticSegmentor):
         labels = ImageList.from_tensors([_pad(x, self.train_size, ignored) for x in targets], divisor, ignored)
         return self.sem_seg_head(self.backbone(batch.tensor), labels.tensor)[1]
 
-    def _predict(self, images: list[Tensor]) -> list[Tensor]:
+    def _predict(self, images: list[Tensor], originals: list[Tensor]) -> list[Tensor]:
         """What is shown for every image, (K, h, w) at its size."""
         if self.test_scales == (1.0,) and not self.test_flip:
             return self._logits(images)
-        views = [[p.softmax(0) for p in view] for scale in self.test_scales for view in self._views(images, scale)]
+        views = [
+            [logits.softmax(0) for logits in view]
+            for scale in self.test_scales
+            for view in self._views(images, originals, scale)
+        ]
         return [torch.stack(same).mean(0) for same in zip(*views, strict=True)]
 
-    def _views(self, images: list[Tensor], scale: float) -> Iterator[list[Tensor]]:
+    def _views(self, images: list[Tensor], originals: list[Tensor], scale: float) -> Iterator[list[Tensor]]:
         """Logits of the images at one scale, and of their mirror images, resized to the images."""
-        sizes = [x.shape[-2:] for x in images]
-        scaled = [_resize(x, self._scaled(x.shape[-2:], scale)) for x in images]
+        sizes, scaled = [x.shape[-2:] for x in images], images
+        if scale != 1:
+            # Smoothed where they become smaller, as pictures are for a test at one scale.
+            scaled = [
+                _resize(self._normalised(x), self._scaled(size, scale), antialias=True)
+                for x, size in zip(originals, sizes, strict=True)
+            ]
         yield [_resize(p, size) for p, size in zip(self._logits(scaled), sizes, strict=True)]
         if self.test_flip:
             mirrored = self._logits([x.flip(-1) for x in scaled])
             yield [_resize(p.flip(-1), size) for p, size in zip(mirrored, sizes, strict=True)]
 
     def _scaled(self, size: Sequence[int], scale: float) -> list[int]:
-        """The size at a scale; other scales than 1 are rounded up to what needs no padding."""
-        divisor = 1 if scale == 1 else self.backbone.size_divisibility or 1
+        """The size at a scale, rounded up to what needs no padding."""
+        divisor = self.backbone.size_divisibility or 1
         return [math.ceil(side * scale / divisor) * divisor for side in size]
 
     def _logits(self, images: list[Tensor]) -> list[Tensor]:
@@ -146,10 +160,10 @@ def _pad(x: Tensor, side: int, value: float = 0.0) -> Tensor:
     return F.pad(x, (0, max(0, side - width), 0, max(0, side - height)), value=value)
 
 
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+def _resize(x: Tensor, size: Sequence[int], antialias: bool = False) -> Tensor:
     if list(x.shape[-2:]) == list(size):
         return x
-    return F.interpolate(x[None], tuple(size), mode="bilinear", align_corners=False)[0]
+    return F.interpolate(x[None], tuple(size), mode="bilinear", align_corners=False, antialias=antialias)[0]
 
 
 def _check_shapes(backbone: Backbone, head: nn.Module) -> None:
