@@ -30,6 +30,7 @@ def run(
     folder: str = "",
     kill_at_event: int | None = None,
     kill_after: float | None = None,
+    kill_with: int = signal.SIGKILL,
     processes: int = 1,
 ) -> int:
     """Runs the tool in a child process, or in several with the environment that torchrun gives them.
@@ -40,6 +41,7 @@ def run(
         folder: where file operations count as events.
         kill_at_event: kills itself just before the so-manieth opening, renaming or removing of a file.
         kill_after: kills itself after so many seconds.
+        kill_with: the signal that it sends itself.
         processes: how many there are.
 
     Returns:
@@ -56,13 +58,18 @@ def run(
         if processes > 1:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
             os.environ.update(LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        _run_and_exit(arguments, output, folder, kill_at_event, kill_after)
+        _run_and_exit(arguments, output, folder, kill_at_event, kill_after, kill_with)
     statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     return next((status for status in statuses if status), 0)
 
 
 def _run_and_exit(
-    arguments: list[str], output: str, folder: str, kill_at_event: int | None, kill_after: float | None
+    arguments: list[str],
+    output: str,
+    folder: str,
+    kill_at_event: int | None,
+    kill_after: float | None,
+    kill_with: int,
 ) -> NoReturn:
     with open(output, "a") as f:
         os.dup2(f.fileno(), 1)
@@ -74,12 +81,12 @@ def _run_and_exit(
         if event in ("open", "os.rename", "os.remove") and str(details[0]).startswith(folder):
             events += 1
             if events == kill_at_event:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), kill_with)
 
     if kill_at_event is not None:
         sys.addaudithook(hook)
     if kill_after is not None:
-        threading.Timer(kill_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        threading.Timer(kill_after, os.kill, (os.getpid(), kill_with)).start()
     status = 1
     try:
         sys.argv = [TOOL, *arguments]

@@ -6,6 +6,7 @@ import atexit
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,7 @@ def run_tool(
     folder: Path | str = "",
     kill_at_event: int | None = None,
     kill_after: float | None = None,
+    kill_with: int = signal.SIGKILL,
     processes: int = 1,
 ) -> Run:
     """Runs the tool in a process of its own, see ``fork_server``."""
@@ -59,6 +61,7 @@ def run_tool(
             "folder": str(folder),
             "kill_at_event": kill_at_event,
             "kill_after": kill_after,
+            "kill_with": kill_with,
             "processes": processes,
         }
         server.stdin.write(json.dumps(request) + "\n")
@@ -79,7 +82,7 @@ def train(
     options = ["--config-file", config, *(["--resume"] if resume else [])]
     arguments = [*options, f"train.output_dir={output_dir}", *overrides]
     run = run_tool(*arguments, folder=output_dir, processes=processes, **kill)
-    assert run.status == 0 or (kill and run.status == -9), run.output
+    assert run.status == 0 or (kill and run.status in (-9, 128 + kill.get("kill_with", 0))), run.output
     return run
 
 
