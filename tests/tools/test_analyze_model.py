@@ -72,7 +72,12 @@ def test_one_config(project: Path, tmp_path: Path) -> None:
         (["--config-file", "common/optim.py"], "config 'common/optim.py' has no model"),
         (["--config-file", "common/models/mask_rcnn_piip.py"], "model.backbone.bottom_up.branches has no value"),
         (["--zoo", "--parts", "neck"], "--zoo counts the published models as they are"),
-        ([], "one of the arguments --config-file --zoo is required"),
+        ([], "one of the arguments --config-file --zoo --sizing is required"),
+        (["--sizing", "--json", "cost.json"], "--sizing takes no other options than --nodes and --assume"),
+        (["--config-file", DIGITS, "--nodes", "2"], "--nodes and --assume belong to --sizing"),
+        (["--sizing", "--nodes", "0"], "--nodes 0: there must be at least 1"),
+        (["--sizing", "--assume", "peak_flop=1"], "Did you mean 'peak_flops'?"),
+        (["--sizing", "quickstart/retinanet_lsnet_digits"], "contains no PIIP"),
     ],
 )
 def test_bad_requests(project: Path, args: list[str], message: str, monkeypatch, capsys) -> None:
