@@ -18,6 +18,7 @@ __all__ = [
     "DependencyError",
     "DownloadError",
     "RendezvousError",
+    "SlurmError",
     "StorageError",
     "TemporaryError",
     "UserError",
@@ -60,6 +61,10 @@ class StorageError(TemporaryError, OSError):
 
 class RendezvousError(TemporaryError, RuntimeError):
     """The processes of a training did not find one another."""
+
+
+class SlurmError(UserError, RuntimeError):
+    """Slurm is not there, or does not answer."""
 
 
 def did_you_mean(name: str, choices: Iterable[str], count: int = 3) -> str:
