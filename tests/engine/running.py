@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +103,15 @@ def metrics(output_dir: Path) -> list[dict]:
 
 def load(path: Path) -> dict:
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def damage(path: Path) -> None:
+    """Changes one byte of a checkpoint, in the middle of a tensor."""
+    with zipfile.ZipFile(path) as archive:
+        tensor = max((archive.read(name) for name in archive.namelist() if "/data/" in name), key=len)
+    content = bytearray(path.read_bytes())
+    content[content.index(tensor) + len(tensor) // 2] ^= 0xFF
+    path.write_bytes(content)
 
 
 def differences(a: object, b: object, where: str = "") -> list[str]:

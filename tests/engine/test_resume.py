@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.running import TINY, TOOL, differences, environment, fail, load, metrics, run_tool, train
+from tests.engine.running import TINY, TOOL, damage, differences, environment, fail, load, metrics, run_tool, train
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +52,15 @@ def test_kills_anywhere_cost_nothing(undisturbed: Path, tmp_path: Path) -> None:
     assert iterations[-1] == 40
 
 
-@pytest.mark.parametrize("event", ["torn checkpoint", "missing checkpoint"])
+@pytest.mark.parametrize("event", ["torn checkpoint", "damaged checkpoint", "missing checkpoint"])
 def test_falls_back_to_the_newest_good_checkpoint(undisturbed: Path, tmp_path: Path, event: str) -> None:
     train(tmp_path, "train.max_iter=40", kill_at_event=40)
     newest = tmp_path / (tmp_path / "last_checkpoint").read_text()
     assert len(list(tmp_path.glob("model_0*.pth"))) >= 2
     if event == "torn checkpoint":
         newest.write_bytes(newest.read_bytes()[:-1000])
+    elif event == "damaged checkpoint":  # which torch.load does not notice
+        damage(newest)
     else:
         newest.unlink()
     run = train(tmp_path, "train.max_iter=40", resume=True)

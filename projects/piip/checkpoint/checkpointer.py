@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from ..errors import CheckpointError, StorageError
-from .files import read_checkpoint, tensors_of, write_atomically
+from .files import check_intact, read_checkpoint, tensors_of, write_atomically
 
 __all__ = ["BEST", "FINAL", "Checkpointer", "find_checkpoint", "newest_good_checkpoint"]
 
@@ -209,6 +209,7 @@ def _choose(output_dir: str) -> tuple[str, dict[str, Any]] | None:
     failures = []
     for path in [named, *others]:
         try:
+            check_intact(path)
             checkpoint = read_checkpoint(path)
         except CheckpointError as error:
             failures.append(str(error))

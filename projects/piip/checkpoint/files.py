@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, StorageError
 
-__all__ = ["atomic_path", "read_checkpoint", "tensors_of", "write_atomically"]
+__all__ = ["atomic_path", "check_intact", "read_checkpoint", "tensors_of", "write_atomically"]
 
 # What the pickles of Detectron2's model zoo consist of; everything else could run code.
 _PICKLE_TYPES = {
@@ -95,6 +95,26 @@ def read_checkpoint(path: str | os.PathLike, mmap: bool = False) -> Any:
             f"checkpoint {path!r} ({os.path.getsize(path)} bytes) is truncated or not a checkpoint ({reason}); "
             "fetch or write it again."
         ) from error
+
+
+def check_intact(path: str | os.PathLike) -> None:
+    """Compares what a torch file holds with the checksums in it, which torch writes but does not read.
+
+    Raises:
+        CheckpointError: when bytes of it are no longer those that were written.
+    """
+    path = os.fspath(path)
+    if not (os.path.isfile(path) and zipfile.is_zipfile(path)):
+        return  # missing, truncated or of another format: that shows when it is read
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        damaged = str(error)
+    if damaged:
+        raise CheckpointError(
+            f"checkpoint {path!r} is damaged: it no longer holds what was written ({damaged}); fetch or write it again."
+        )
 
 
 def _numpy_numbers() -> contextlib.AbstractContextManager:
