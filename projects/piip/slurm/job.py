@@ -166,8 +166,11 @@ def after_attempt(folder: str, max_crashes: int, status: int) -> int:
         )
         return status
     shown = subprocess.run(["scontrol", "-o", "show", "job", job_id], capture_output=True, text=True, check=False)
-    if "JobState=RUNNING" not in shown.stdout:
-        return status  # Slurm is already ending or requeueing the job
+    # Slurm may already be ending or requeueing the job; and where this machine was given up for lost, what runs is the
+    # next attempt, on others.
+    fields = dict(field.partition("=")[::2] for field in shown.stdout.split())
+    if (fields.get("JobState"), fields.get("Restarts")) != ("RUNNING", str(_restarts())):
+        return status
     print(f"The attempt ended with status {status}; requeueing.", flush=True)
     subprocess.run(["scontrol", "requeue", job_id], check=False)
     return status
