@@ -24,8 +24,14 @@ train = dict(
     clip_grad=dict(enabled=False, max_norm=1.0, norm_type=2.0, adaptive=False),
     # Moving average of the weights: it is what gets evaluated, and the `model` of every checkpoint.
     ema=dict(enabled=False, decay=0.9999),
-    # Arguments of DistributedDataParallel.
-    ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
+    # Into how many parts each process divides its share of a batch, to run one after the other with less memory.
+    accumulate=1,
+    # Several processes: "ddp" has a copy of the model in each, "fsdp" one model spread over them.
+    parallel="ddp",
+    # Arguments of DistributedDataParallel, and the type in which gradients travel: null, "float16" or "bfloat16".
+    ddp=dict(broadcast_buffers=False, find_unused_parameters=False, gradient_compression=None),
+    # How many copies there are of the spread model: a number, or "machines" for one on each.
+    fsdp=dict(replicate=1),
     # Iterations between checkpoints, and how many of them stay.
     checkpointer=dict(period=EPOCH_ITERATIONS, max_to_keep=3),
     # model_best.pth holds the weights with the highest value of a metric.

@@ -19,6 +19,7 @@ from typing import NoReturn
 # Imported once, here, instead of in every run.
 import torch.utils.tensorboard  # noqa: F401
 
+import piip.checkpoint.sharded
 import piip.engine.train
 import piip.visualization.report  # noqa: F401
 from tests.engine.running import TOOL

@@ -101,7 +101,7 @@ def test_overrides_set_existing_keys(write_config) -> None:
         ],
     )
     assert cfg.dataloader.train.mapper.augmentations == [{"size": 3}, {"size": [7, 9]}]
-    assert cfg.train.ddp == {"broadcast_buffers": False, "find_unused_parameters": True, "fp16_compression": False}
+    assert cfg.train.ddp == {"broadcast_buffers": False, "find_unused_parameters": True, "gradient_compression": None}
     assert cfg.model.new.key == "text"
     assert cfg.train.init_checkpoint == "a file.pth"
     assert cfg.train.output_dir == "12"

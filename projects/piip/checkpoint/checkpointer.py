@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from ..errors import CheckpointError, StorageError
-from .files import check_intact, read_checkpoint, tensors_of, write_atomically
+from .files import check_intact, is_folder, read_checkpoint, tensors_of, write_atomically
 
 __all__ = ["BEST", "FINAL", "Checkpointer", "find_checkpoint", "newest_good_checkpoint"]
 
@@ -26,7 +27,8 @@ logger = logging.getLogger(__name__)
 FINAL = "model_final"
 BEST = "model_best"
 _LAST = "last_checkpoint"
-_NUMBERED = re.compile(r"model_(\d+)\.pth")
+# With the ending a file; without, a folder of a checkpoint in parts, see `sharded`.
+_NUMBERED = re.compile(r"model_(\d+)(\.pth)?")
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -62,19 +64,24 @@ class Checkpointer(DetectionCheckpointer):
         """Writes ``<name>.pth`` with everything, and makes it the one to resume from."""
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": (self.averaged or self.model).state_dict()}
-        if self.averaged is not None:
-            data["training_model"] = self.model.state_dict()
-        for key, checkpointable in self.checkpointables.items():
-            data[key] = _plain(checkpointable.state_dict())
-        data.update(_plain(extra))
-        self._write(name, data)
+        self._write(name, self._content(extra))
         self.tag_last_checkpoint(f"{name}.pth")
 
     def save_weights(self, name: str, **extra: Any) -> None:
         """Writes ``<name>.pth`` with the weights to use alone; a training is not resumed from it."""
         if self.save_dir and self.save_to_disk:
-            self._write(name, {"model": (self.averaged or self.model).state_dict(), **_plain(extra)})
+            self._write(name, self._weights(extra))
+
+    def _weights(self, extra: Mapping[str, Any]) -> dict[str, Any]:
+        return {"model": (self.averaged or self.model).state_dict(), **_plain(extra)}
+
+    def _content(self, extra: Mapping[str, Any]) -> dict[str, Any]:
+        content = self._weights(extra)
+        if self.averaged is not None:
+            content["training_model"] = self.model.state_dict()
+        for key, checkpointable in self.checkpointables.items():
+            content[key] = _plain(checkpointable.state_dict())
+        return content
 
     def _write(self, name: str, data: Mapping[str, Any]) -> None:
         if self.before_save:
@@ -102,7 +109,12 @@ class Checkpointer(DetectionCheckpointer):
         """
         old = _numbered(self.save_dir)[max_to_keep:] if self.save_dir and self.save_to_disk else []
         for path in old:
-            path.unlink(missing_ok=True)
+            if path.is_dir():
+                # A kill in between shall not leave half a checkpoint under its name.
+                path = path.rename(path.with_name(f".{path.name}.old"))
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         return [path.name for path in old]
 
     def resume(self, path: str, checkpoint: Mapping[str, Any]) -> None:
@@ -131,8 +143,7 @@ class Checkpointer(DetectionCheckpointer):
                 ) from error
         logger.info("Resumed from %s", path)
 
-    @staticmethod
-    def _load_exactly(model: nn.Module, tensors: Mapping[str, torch.Tensor], path: str) -> None:
+    def _load_exactly(self, model: nn.Module, tensors: Mapping[str, torch.Tensor], path: str) -> None:
         own = model.state_dict()
         wrong = [f"{name} is missing" for name in own if name not in tensors]
         wrong += [f"{name} is not in the model" for name in tensors if name not in own]
@@ -147,6 +158,9 @@ class Checkpointer(DetectionCheckpointer):
                 f"{'; '.join(wrong[:3])}{'; ...' if len(wrong) > 3 else ''}); resume with the config that it was "
                 "written with, or choose another train.output_dir."
             )
+        self._put(model, tensors)
+
+    def _put(self, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
         model.load_state_dict(tensors)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -162,18 +176,25 @@ class Checkpointer(DetectionCheckpointer):
 
 def find_checkpoint(output_dir: str) -> str | None:
     """The weights of a training to evaluate: the best ones where there are any, else the last ones."""
-    best = os.path.join(output_dir, f"{BEST}.pth")
-    if os.path.isfile(best):
+    best = os.path.join(output_dir, BEST)
+    if os.path.isfile(f"{best}.pth"):
+        return f"{best}.pth"
+    if is_folder(best):
         return best
     found = newest_good_checkpoint(output_dir)
     return found[0] if found else None
 
 
-def newest_good_checkpoint(output_dir: str) -> tuple[str, dict[str, Any]] | None:
+def newest_good_checkpoint(output_dir: str, in_parts: bool = False) -> tuple[str, dict[str, Any]] | None:
     """Reads the checkpoint that a training is resumed from.
 
     That is the one named in ``last_checkpoint``, or, with a warning, the newest older one that can be read. All
     processes read the one that the main process chose.
+
+    Args:
+        output_dir: of the training.
+        in_parts: do not read whole what is large, for a process that needs only a part of it: tensors of files stay on
+            the disk, those of checkpoints in parts are on the meta device.
 
     Returns:
         its path and content; None where no training has left one.
@@ -185,7 +206,7 @@ def newest_good_checkpoint(output_dir: str) -> tuple[str, dict[str, Any]] | None
     failure: CheckpointError | None = None
     if comm.is_main_process():
         try:
-            choice = _choose(output_dir)
+            choice = _choose(output_dir, in_parts)
         except CheckpointError as error:
             failure = error
     # A failure is told to all, so that no process waits for the others in vain.
@@ -195,22 +216,30 @@ def newest_good_checkpoint(output_dir: str) -> tuple[str, dict[str, Any]] | None
     if path is None:
         return None
     if choice is None:
-        choice = path, read_checkpoint(path)
+        choice = path, _read(path, in_parts)
     return choice
 
 
-def _choose(output_dir: str) -> tuple[str, dict[str, Any]] | None:
+def _read(path: str | Path, in_parts: bool) -> Any:
+    if not os.path.isdir(path):
+        return read_checkpoint(path, mmap=in_parts)
+    from .sharded import read_sharded  # torch.distributed.checkpoint takes a while to import
+
+    return read_sharded(path, shapes_only=in_parts)
+
+
+def _choose(output_dir: str, in_parts: bool) -> tuple[str, dict[str, Any]] | None:
     tag = Path(output_dir, _LAST)
     if not tag.is_file():
         return None
     named = Path(output_dir, tag.read_text(encoding="utf-8", errors="replace").strip())
-    others = [p for p in Path(output_dir).glob("model_*.pth") if p.stem != BEST and p != named]
+    others = [p for p in Path(output_dir).glob("model_*") if _resumable(p) and p != named]
     others.sort(key=lambda p: p.stat().st_mtime_ns, reverse=True)
     failures = []
     for path in [named, *others]:
         try:
             check_intact(path)
-            checkpoint = read_checkpoint(path)
+            checkpoint = _read(path, in_parts)
         except CheckpointError as error:
             failures.append(str(error))
             continue
@@ -225,9 +254,13 @@ def _choose(output_dir: str) -> tuple[str, dict[str, Any]] | None:
     )
 
 
+def _resumable(path: Path) -> bool:
+    return path.name.removesuffix(".pth") != BEST and (path.suffix == ".pth" or path.is_dir())
+
+
 def _numbered(folder: str) -> list[Path]:
     """Periodic checkpoints, newest first."""
-    paths = [p for p in Path(folder).glob("model_*.pth") if _NUMBERED.fullmatch(p.name)]
+    paths = [p for p in Path(folder).glob("model_*") if _NUMBERED.fullmatch(p.name)]
     return sorted(paths, key=lambda p: -int(_NUMBERED.fullmatch(p.name)[1]))
 
 

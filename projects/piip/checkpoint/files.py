@@ -19,7 +19,15 @@ from torch import Tensor
 
 from ..errors import CheckpointError, StorageError
 
-__all__ = ["atomic_path", "check_intact", "read_checkpoint", "tensors_of", "write_atomically"]
+__all__ = [
+    "atomic_path",
+    "check_intact",
+    "disk_is_full",
+    "is_folder",
+    "read_checkpoint",
+    "tensors_of",
+    "write_atomically",
+]
 
 # What the pickles of Detectron2's model zoo consist of; everything else could run code.
 _PICKLE_TYPES = {
@@ -117,6 +125,11 @@ def check_intact(path: str | os.PathLike) -> None:
         )
 
 
+def is_folder(path: str | os.PathLike) -> bool:
+    """Whether a checkpoint is one in parts, see :mod:`piip.checkpoint.sharded`."""
+    return os.path.isfile(os.path.join(path, ".metadata"))
+
+
 def _numpy_numbers() -> contextlib.AbstractContextManager:
     """Lets numpy scalars through ``weights_only``: training logs in checkpoints have them, and they run no code."""
     if torch.torch_version.TorchVersion(torch.__version__) < (2, 6):
@@ -181,7 +194,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[str]:
         written = os.path.getsize(temporary) if os.path.exists(temporary) else 0
         if os.path.exists(temporary):
             os.remove(temporary)
-        if _disk_is_full(error):
+        if disk_is_full(error):
             free = shutil.disk_usage(os.path.dirname(path) or ".").free
             raise StorageError(
                 f"no space left for {path!r} ({written / 2**20:.0f} MiB of it were written; {free / 2**20:.0f} MiB are "
@@ -190,7 +203,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[str]:
         raise
 
 
-def _disk_is_full(error: BaseException | None) -> bool:
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that there is no room left."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

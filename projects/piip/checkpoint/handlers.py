@@ -16,6 +16,7 @@ from iopath.common.file_io import PathManager as PathManagerBase
 
 from ..errors import CheckpointError, DownloadError, did_you_mean
 from .download import fetch_from_hub, fetch_url
+from .files import is_folder
 
 __all__ = ["INDEX", "SCHEMES", "ReleasedWeights", "register_handlers", "resolve"]
 
@@ -30,13 +31,14 @@ def resolve(uri: str | os.PathLike) -> str:
     """The local file of a path or address, downloaded into the cache when it is not there yet.
 
     Args:
-        uri: a local path, also of a folder with an index of several files; ``piip://detection/NAME.pth`` (a file of the
+        uri: a local path, also of a folder with an index of several files, or that a training on several GPUs wrote as
+            a checkpoint in parts; ``piip://detection/NAME.pth`` (a file of the
             released PIIP models), ``lsnet://NAME`` (of the released LSNet models), ``timm://model.tag`` (timm's
             pretrained weights), ``http(s)://``, or anything else that Detectron2's ``PathManager`` knows, such as
             ``detectron2://``.
 
     Returns:
-        the path of an existing local file.
+        the path of an existing local file, or of the folder of a checkpoint in parts.
 
     Raises:
         CheckpointError: when there is no such local file, or the scheme or the model is unknown.
@@ -119,6 +121,8 @@ def _timm(name: str, uri: str) -> str:
 def _local(uri: str) -> str:
     path = Path(uri).expanduser()
     if path.is_file():
+        return str(path)
+    if is_folder(path):
         return str(path)
     if path.is_dir():
         # Of two formats of the same weights, safetensors.

@@ -18,18 +18,19 @@ _CGROUP_V2 = ("memory.max", "memory.current", "memory.stat")
 _CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
 
 
-def check_memory(model: nn.Module, device: str | torch.device = "cpu", copies: int = 1) -> None:
+def check_memory(model: nn.Module, device: str | torch.device = "cpu", copies: int = 1, shards: int = 1) -> None:
     """Refuses a model whose parameters wait on the meta device when the memory cannot take them.
 
     Args:
         model: whose parameters are to come to ``device``.
         copies: how often they are held there: a training also holds gradients and what its optimizer remembers.
+        shards: how many devices share them.
 
     Raises:
         CheckpointError: with what is needed and what is available.
     """
     frozen = sum(p.numel() * p.element_size() for p in model.parameters() if p.is_meta and not p.requires_grad)
-    needed, available = copies * meta_bytes(model) - (copies - 1) * frozen, available_memory(device)
+    needed, available = (copies * meta_bytes(model) - (copies - 1) * frozen) // shards, available_memory(device)
     if available is None or needed <= available:
         return
     dtypes = {p.dtype for p in model.parameters() if p.is_meta}

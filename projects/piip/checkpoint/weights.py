@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .files import read_checkpoint, tensors_of
+from .files import is_folder, read_checkpoint, tensors_of
 from .handlers import INDEX, resolve
 
 __all__ = ["read_weights"]
@@ -23,7 +23,7 @@ def read_weights(source: str | os.PathLike) -> dict[str, Tensor]:
 
     Args:
         source: path or address of a file; of an index (``*.index.json``) of the files of one in several parts, or the
-            folder with it.
+            folder with it; or of a checkpoint in parts, which is read into memory.
 
     Returns:
         the names of the checkpoint, without wrappers, to tensors on the CPU.
@@ -33,6 +33,10 @@ def read_weights(source: str | os.PathLike) -> dict[str, Tensor]:
         DownloadError: when a file cannot be fetched.
     """
     path = resolve(source)
+    if is_folder(path):
+        from .sharded import read_sharded  # torch.distributed.checkpoint takes a while to import
+
+        return tensors_of(read_sharded(path, only="model"))
     if not path.endswith(INDEX):
         return tensors_of(read_checkpoint(path, mmap=True))
     weight_map = _weight_map(path)

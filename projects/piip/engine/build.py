@@ -18,7 +18,7 @@ from ..checkpoint.large import check_memory
 from ..data.datasets.coco import check_categories, check_masks
 from ..errors import CheckpointError, ConfigError, UserError
 from ..modeling.instantiate import instantiate_model
-from ..modeling.without_weights import build_on_meta
+from ..modeling.without_weights import build_on_meta, build_without_weights
 from .distributed import local_main_process_first
 
 __all__ = ["amp_dtype", "build_loader", "build_model", "build_optimizer", "load_initial_weights", "pick_device"]
@@ -52,13 +52,21 @@ def pick_device(cfg: DictConfig) -> torch.device:
     return device
 
 
-def build_model(node: DictConfig, device: torch.device, optimizer: DictConfig | None = None) -> nn.Module:
+def build_model(
+    node: DictConfig,
+    device: torch.device,
+    optimizer: DictConfig | None = None,
+    shards: int = 1,
+    weights: bool = True,
+) -> nn.Module:
     """Instantiates a model on the CPU, unless the memory there or on its device is too small for it.
 
     Args:
         node: the ``model`` section of a config.
         device: where the model is to go.
         optimizer: the ``optimizer`` section, where the model is to be trained.
+        shards: how many devices will share the model.
+        weights: False leaves the parameters on the meta device.
 
     Raises:
         CheckpointError: with the memory that is needed and what is available.
@@ -71,13 +79,12 @@ def build_model(node: DictConfig, device: torch.device, optimizer: DictConfig | 
     except Exception as error:  # any model may be trained; those of this package can be built so
         logger.debug("the memory for the model is not known in advance: %s", error)
     else:
-        check_memory(empty)
-        if optimizer is None:
-            check_memory(empty, device)
-        else:
-            # Gradients, and two averages per weight in the optimizers of the Adam family.
-            check_memory(empty, device, copies=4 if "Adam" in str(optimizer.get("_target_")) else 2)
-    return instantiate_model(node)
+        if weights:
+            check_memory(empty)
+        # Gradients, and two averages per weight in the optimizers of the Adam family.
+        copies = 1 if optimizer is None else 4 if "Adam" in str(optimizer.get("_target_")) else 2
+        check_memory(empty, device, copies, shards)
+    return instantiate_model(node) if weights else build_without_weights(node)
 
 
 def amp_dtype(cfg: DictConfig, device: torch.device) -> torch.dtype | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import inspect
 import math
 import os
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError, did_you_mean
 
@@ -131,7 +134,12 @@ def complete_train_section(cfg: DictConfig) -> None:
             del defaults[key]
         defaults.eval_period = 0
         defaults.checkpointer.period = 5000
-    cfg.train = OmegaConf.merge(defaults, cfg.train)
+    train = cfg.train
+    if "fp16_compression" in (train.get("ddp") or {}):  # what Detectron2 has instead
+        train = copy.deepcopy(train)
+        if train.ddp.pop("fp16_compression"):
+            train.ddp.gradient_compression = "float16"
+    cfg.train = OmegaConf.merge(defaults, train)
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -263,9 +271,16 @@ def check_config(cfg: DictConfig, eval_only: bool = False) -> None:
     _check(cfg.train, "ema.decay", Number, above=0, below=1)
     _check(cfg.train, "report.num_images", int, minimum=1)
     _check(cfg.train, "report.score_threshold", Number, minimum=0, below=1)
-    dtype = str(OmegaConf.select(cfg.train, "amp.dtype"))
-    if dtype not in ("float16", "bfloat16"):
-        raise ConfigError(f"train.amp.dtype={dtype} must be float16 or bfloat16.{did_you_mean(dtype, ['bfloat16'])}")
+    _check(cfg.train, "accumulate", int, minimum=1)
+    _check_choice(cfg.train, "amp.dtype", ["float16", "bfloat16"])
+    _check_choice(cfg.train, "parallel", ["ddp", "fsdp"])
+    _check_choice(cfg.train, "ddp.gradient_compression", ["float16", "bfloat16"], optional=True)
+    if cfg.train.fsdp.replicate != "machines":
+        _check(cfg.train, "fsdp.replicate", int, minimum=1)
+    known = ["gradient_compression", *list(inspect.signature(DistributedDataParallel).parameters)[1:]]
+    for name in cfg.train.ddp:
+        if name not in known:
+            raise ConfigError(f"train.ddp.{name} is no argument of DistributedDataParallel.{did_you_mean(name, known)}")
     for name in needed:
         _check_values(cfg[name], name)
 
@@ -279,6 +294,13 @@ def _check_values(node: Any, key: str) -> None:
             reason = error.__cause__ if isinstance(error.__cause__, ConfigError) else str(error).splitlines()[0]
             raise ConfigError(f"{key}.{child} has no value in the config: {reason}") from error
         _check_values(value, f"{key}.{child}")
+
+
+def _check_choice(train: DictConfig, key: str, choices: list[str], optional: bool = False) -> None:
+    value = OmegaConf.select(train, key)
+    if value not in choices and not (optional and value is None):
+        wanted = " or ".join([*choices, *["null"] * optional])
+        raise ConfigError(f"train.{key}={value} must be {wanted}.{did_you_mean(str(value), choices)}")
 
 
 def _check(

@@ -40,8 +40,8 @@ _OWNER = "owner.txt"
 _SECONDS_TO_APPEAR = 30.0  # network file systems show the files of other machines late
 # `last_checkpoint` goes first: without it nothing is resumed from, so a kill in between does no harm.
 _LEFT_BY_A_RUN = (
-    "last_checkpoint", "model_*.pth", "metrics.json", "eval.json", "summary.json", f"{CONFIG}*", _SOURCE,
-    "events.out.tfevents.*", "report", "inference",
+    "last_checkpoint", "model_*.pth", "model_[0-9]*", "model_final", "model_best", "metrics.json", "eval.json",
+    "summary.json", f"{CONFIG}*", _SOURCE, "events.out.tfevents.*", "report", "inference",
 )  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def remove_torn_files(output_dir: str) -> None:
     """Removes temporary files that a killed training did not finish; ``write_atomically`` names them."""
     for name in (*_LEFT_BY_A_RUN, _OWNER):
         for path in Path(output_dir).glob(f".{name.rstrip('*')}*"):
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def save_config(cfg: DictConfig, source: str, output_dir: str) -> None:

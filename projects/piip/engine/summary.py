@@ -17,7 +17,10 @@ __all__ = ["write_summary"]
 logger = logging.getLogger(__name__)
 
 SUMMARY_FILE = "summary.json"
-_FILES = ("model_final.pth", "model_best.pth", "config.yaml", "metrics.json", "eval.json", "log.txt", "report")
+_FILES = (
+    *(f"model_{which}{kind}" for which in ("final", "best") for kind in (".pth", "")),
+    *("config.yaml", "metrics.json", "eval.json", "log.txt", "report"),
+)
 
 
 def write_summary(output_dir: str, facts: dict[str, Any], results: dict[str, Any]) -> None:

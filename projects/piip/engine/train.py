@@ -9,23 +9,21 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.engine import create_ddp_model, hooks
+from detectron2.engine import hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 
-from ..checkpoint.adapt import adapt_to_checkpoint
 from ..checkpoint.checkpointer import Checkpointer, newest_good_checkpoint
-from ..checkpoint.files import tensors_of
-from ..errors import ConfigError
 from ..stopping import stop_request
-from .build import amp_dtype, build_loader, build_model, build_optimizer, load_initial_weights, pick_device
+from .build import amp_dtype, build_loader, build_optimizer, pick_device
 from .config import apply_overrides, check_config, find_config, load_config
 from .distributed import launch
 from .ema import ModelEMA
 from .evaluate import EVAL_FILE, EvalTask, build_tests, evaluate_checkpoint, run_tests
 from .hooks import BestCheckpointHook, CheckpointHook, EMAHook, EvalHook, StopHook
+from .parallel import check_processes, evaluation, is_spread, led_by_main_process, prepare_model, spreads, wrap
 from .run_dir import (
     claim,
     read_json,
@@ -107,7 +105,8 @@ def do_train(cfg: DictConfig, device: torch.device, source: str, resume: bool = 
         the results of the last evaluation; empty but in the main process.
     """
     output_dir, main_process = cfg.train.output_dir, comm.is_main_process()
-    found = newest_good_checkpoint(output_dir) if resume else None
+    check_processes(cfg)
+    found = newest_good_checkpoint(output_dir, in_parts=spreads(cfg)) if resume else None
     if resume and not found:
         earlier = " (earlier trainings are in its folder 'previous')" if os.path.isdir(f"{output_dir}/previous") else ""
         logger.warning("%s holds no checkpoint to resume from%s: starting at the first iteration.", output_dir, earlier)
@@ -119,26 +118,18 @@ def do_train(cfg: DictConfig, device: torch.device, source: str, resume: bool = 
     torch.backends.cudnn.benchmark = cfg.train.cudnn_benchmark
 
     # Data first: it is what is wrong most often, and checked before anything expensive.
-    if (batch := OmegaConf.select(cfg, "dataloader.train.total_batch_size")) and batch % comm.get_world_size():
-        raise ConfigError(
-            f"dataloader.train.total_batch_size={batch} cannot be shared equally by {comm.get_world_size()} processes."
-        )
     train_loader = build_loader(cfg, cfg.dataloader.train, training=True)
     tests = build_tests(cfg)
 
     seed_step(seed, iteration=0, stream=3)
-    model = build_model(cfg.model, device, cfg.optimizer).to(device)
-    logger.info("%s with %.2f M parameters", type(model).__name__, sum(p.numel() for p in model.parameters()) / 1e6)
-    if found:
-        adapt_to_checkpoint(model, tensors_of(found[1]))  # before the optimizer takes the parameters
-    else:
-        load_initial_weights(model, cfg.train.init_checkpoint)
-    ema = ModelEMA(model, cfg.train.ema.decay) if cfg.train.ema.enabled else None
+    model, average = prepare_model(cfg, device, found[1] if found else None)
+    name, size = type(model).__name__.removeprefix("FSDP"), sum(p.numel() for p in model.parameters())
+    logger.info("%s with %.2f M parameters", name, size / 1e6)
+    ema = ModelEMA(model, cfg.train.ema.decay, average) if cfg.train.ema.enabled else None
     optimizer = build_optimizer(cfg, model)
-    gpu = {} if device.type == "cuda" else {"device_ids": None}
     clip = cfg.train.clip_grad
     trainer = Trainer(
-        create_ddp_model(model, **gpu, **cfg.train.ddp),
+        wrap(model, device, cfg.train.ddp),
         train_loader,
         optimizer,
         seed=seed,
@@ -146,9 +137,10 @@ def do_train(cfg: DictConfig, device: torch.device, source: str, resume: bool = 
         max_norm=clip.max_norm if clip.enabled else None,
         norm_type=clip.norm_type,
         adaptive=clip.adaptive,
+        accumulate=cfg.train.accumulate,
     )
     evaluated = ema.module if ema else model
-    checkpointer = Checkpointer(model, output_dir, averaged=ema and ema.module, trainer=trainer)
+    checkpointer = _checkpointer(model, output_dir, averaged=ema and ema.module, trainer=trainer)
     best = BestCheckpointHook(checkpointer, cfg.train.best_checkpointer.metric)
     best = best if cfg.train.best_checkpointer.enabled else None
     evaluate = _Evaluation(evaluated, tests, output_dir, trainer, best)
@@ -182,12 +174,22 @@ def do_train(cfg: DictConfig, device: torch.device, source: str, resume: bool = 
         trainer.register_hooks([hooks.PeriodicWriter(writers, period=cfg.train.log_period)])
     trainer.train(start_iter, cfg.train.max_iter)
 
+    if cfg.train.report.enabled:
+        with evaluation(evaluated, (), trainer.amp_dtype), led_by_main_process(evaluated):
+            if main_process:
+                _write_report(cfg, evaluated, tests)
     if main_process:
-        if cfg.train.report.enabled:
-            _write_report(cfg, evaluated, tests)
         write_summary(output_dir, _facts(trainer, best, device), evaluate.results)
     comm.synchronize()
     return evaluate.results
+
+
+def _checkpointer(model: torch.nn.Module, output_dir: str, **parts: Any) -> Checkpointer:
+    if not is_spread(model):
+        return Checkpointer(model, output_dir, **parts)
+    from ..checkpoint.sharded_checkpointer import ShardedCheckpointer  # needs what older versions of torch lack
+
+    return ShardedCheckpointer(model, output_dir, **parts)
 
 
 class _Evaluation:
@@ -212,14 +214,17 @@ class _Evaluation:
         # A training that was killed after this evaluation, and resumed from the checkpoint before it, has the results.
         known = comm.all_gather(read_json(path) if comm.is_main_process() else None)[0]
         if known and known.get("iterations") == done:
-            self.results = known["results"] if comm.is_main_process() else {}
+            results = known["results"]
         else:
-            with stop_request.at_once():  # what was trained so far is saved
-                self.results = run_tests(self._model, self._tests)
-        if self.results and comm.is_main_process():
-            write_json(path, {"iterations": done, "results": self.results})
-            if self._best:
-                self._best.offer(flatten_results_dict(self.results), done)
+            # What was trained so far is saved.
+            with stop_request.at_once(), evaluation(self._model, self._tests, self._trainer.amp_dtype) as tests:
+                results = run_tests(self._model, tests)
+            results = comm.all_gather(results)[0]
+        self.results = results if comm.is_main_process() else {}
+        if self.results:
+            write_json(path, {"iterations": done, "results": results})
+        if results and self._best:  # of all processes: they may have to write the weights together
+            self._best.offer(flatten_results_dict(results), done)
         return self.results
 
 

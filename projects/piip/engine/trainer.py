@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..compat import after_backward
 from ..errors import ConfigError, UserError
 from ..stopping import stop_request
+from .parallel import accumulating, average_whole_gradients, clip_gradients
 from .seeding import seed_step
 
 __all__ = ["DivergenceError", "Trainer"]
@@ -47,6 +48,7 @@ class Trainer(TrainerBase):
         norm_type: which norm that is.
         adaptive: clip the gradient of every unit (row of a weight, or vector) to ``max_norm`` times the norm of that
             unit's weights instead (Brock et al., arXiv:2102.06171).
+        accumulate: into how many equal parts a process divides its share of a batch, to run one after the other.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Trainer(TrainerBase):
         max_norm: float | None = None,
         norm_type: float = 2.0,
         adaptive: bool = False,
+        accumulate: int = 1,
     ):
         super().__init__()
         model.train()
@@ -71,6 +74,7 @@ class Trainer(TrainerBase):
         self.max_norm = max_norm
         self.norm_type = norm_type
         self.adaptive = adaptive
+        self.accumulate = accumulate
         self.device = next(model.parameters()).device
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype == torch.float16)
         self.seconds = 0.0  # of training, over all its sessions
@@ -136,14 +140,32 @@ class Trainer(TrainerBase):
         seed_step(self.seed, self.iter, comm.get_rank(), stream=1)
 
         self.optimizer.zero_grad()
-        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            losses = self._losses(batch)
-        self.grad_scaler.scale(sum(losses.values())).backward()
+        parts = self._divide(batch)
+        losses: dict[str, Tensor] = {}
+        for i, part in enumerate(parts):
+            with accumulating(self.model, last=i == len(parts) - 1):
+                with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+                    found = {name: loss / len(parts) for name, loss in self._losses(part).items()}
+                self.grad_scaler.scale(sum(found.values())).backward()
+            losses = {name: losses.get(name, 0) + loss.detach() for name, loss in found.items()}
+        average_whole_gradients(self.model)
         after_backward(self)
         self._record_losses(losses, data_time)
         self._update()
         images = len(batch) * comm.get_world_size()
         self.storage.put_scalar("img_per_s", images / (time.perf_counter() - start))
+
+    def _divide(self, batch: Any) -> list[Any]:
+        if self.accumulate == 1:
+            return [batch]
+        if not isinstance(batch, list) or len(batch) % self.accumulate:
+            what = f"one of {len(batch)} samples" if isinstance(batch, list) else f"a {type(batch).__name__}"
+            raise ConfigError(
+                f"train.accumulate={self.accumulate} needs batches that are lists of a multiple of so many samples, "
+                f"and dataloader.train gave {what}."
+            )
+        size = len(batch) // self.accumulate
+        return [batch[start : start + size] for start in range(0, len(batch), size)]
 
     def _losses(self, batch: Any) -> dict[str, Tensor]:
         try:
@@ -158,8 +180,7 @@ class Trainer(TrainerBase):
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             if self.adaptive:
                 adaptive_clip_grad(parameters, self.max_norm, norm_type=self.norm_type)
-            max_norm = math.inf if self.adaptive else self.max_norm
-            norm = nn.utils.clip_grad_norm_(parameters, max_norm, self.norm_type).item()
+            norm = clip_gradients(parameters, math.inf if self.adaptive else self.max_norm, self.norm_type)
             # The scaler skips such a step and lowers its scale; without one it would end all weights.
             if not math.isfinite(norm) and not self.grad_scaler.is_enabled():
                 raise DivergenceError(f"The gradient's norm became {norm} at iteration {self.iter}. {self._remedy()}")
