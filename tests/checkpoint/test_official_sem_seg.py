@@ -7,7 +7,7 @@ import torch
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 
-from piip.checkpoint import load_official, load_weights, to_official
+from piip.checkpoint import build_from_official, load_official, load_weights, to_official
 from piip.engine.config import load_config
 from piip.errors import CheckpointError
 from piip.modeling import PIIP
@@ -86,6 +86,27 @@ def test_the_backbone_alone_on_either_side(model: SemanticSegmentor) -> None:
     report = load_official(whole, to_official(model.backbone), strict=False)
     assert {name.split(".")[0] for name in report.missing} == {"sem_seg_head"}
     assert torch.equal(whole.backbone.branches[0].pos_embed, model.backbone.branches[0].pos_embed)
+
+
+def test_the_released_class_builds_the_backbone(model: SemanticSegmentor) -> None:
+    """Its position embeddings have the size of the windows; MLPs are fused, which means the other GELU."""
+    common = {
+        "depth": 2, "num_heads": 2, "mlp_ratio": 4, "patch_size": 16, "pretrain_img_size": 224, "mlp_type": "fused_mlp",
+        "interaction_indexes": [[0, 0], [1, 1]], "drop_path_rate": 0.0, "pretrained": "./pretrained/x.pth",
+    }  # fmt: skip
+    vit = {"qkv_bias": True, "norm_layer_type": "LayerNorm", "init_values": 1.0, "qk_normalization": False}
+    args = {
+        "n_points": 4, "deform_num_heads": 4, "cffn_ratio": 0.25, "deform_ratio": 0.5, "with_cffn": True,
+        "interact_attn_type": "deform", "interaction_proj": False, "norm_layer": "none",
+        "branch1": {**common, "img_size": 32, "embed_dim": 64, "init_values": 0.1, "qkv_bias": False},
+        "branch2": {**common, **vit, "img_size": 64, "embed_dim": 32},
+    }  # fmt: skip
+    built = build_from_official("mmsegmentation/mmseg/models/backbones/piip_2branch.py PIIPTwoBranch", args).eval()
+    assert load_official(built, to_official(model.backbone)).complete
+    image = torch.linspace(-2, 2, 3 * 64 * 64).reshape(1, 3, 64, 64).sin()
+    with torch.no_grad():
+        for ours, released in zip(model.backbone(image).values(), built(image).values(), strict=True):
+            torch.testing.assert_close(ours, released, rtol=0, atol=1e-6)
 
 
 def test_another_number_of_classes_is_told(model: SemanticSegmentor) -> None:

@@ -21,7 +21,7 @@ def check_input(image: Tensor, stride: int) -> None:
     if image.dim() != 4 or image.shape[1] != 3 or image.shape[2] % stride or image.shape[3] % stride:
         raise ConfigError(
             f"the backbone got an input of shape {tuple(image.shape)}; it needs (B, 3, H, W) with H and W multiples of "
-            f"{stride}: pad the batch to the backbone's size_divisibility."
+            f"{stride}: resize or pad the images to that (a Backbone tells it as size_divisibility)."
         )
 
 

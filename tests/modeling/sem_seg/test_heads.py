@@ -171,6 +171,18 @@ def test_one_image_is_too_little_for_batch_norms(upernet: UPerNetHead) -> None:
     assert head(maps(head.input_shape, 32, 32, batch=1), torch.zeros(1, 32, 32, dtype=torch.long))[1]
 
 
+def test_one_pixel_is_too_little_for_batch_norms() -> None:
+    labels = torch.zeros(1, 64, 64, dtype=torch.long)
+    for norm in ("BN", "SyncBN", "GN"):
+        head = SemanticFPNHead(shapes("p", (3, 6), 32), num_classes=5, norm=norm)
+        assert head(maps(head.input_shape, 128, 64, batch=1), labels)[1]
+        if norm == "GN":
+            assert head(maps(head.input_shape, 64, 64, batch=1), labels)[1]
+            continue
+        with pytest.raises(ConfigError, match="train on larger images or at least two per process"):
+            head(maps(head.input_shape, 64, 64, batch=1), labels)
+
+
 def test_refusals() -> None:
     with pytest.raises(ConfigError, match=r"auxiliary_feature='c6' must be one of \['c2', 'c3'\]"):
         UPerNetHead(shapes("c", (2, 3), 12), num_classes=5, auxiliary_feature="c6")

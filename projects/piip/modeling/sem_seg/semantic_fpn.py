@@ -9,6 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from torch import Tensor, nn
 
+from .batch_norm import check_values
 from .loss import pixel_loss
 
 __all__ = ["SemanticFPNHead"]
@@ -35,6 +36,9 @@ class SemanticFPNHead(SemSegFPNHead):
     Shape:
         in training (B, C, h, w) per level and labels (B, H, W) -> ``(None, {"loss_sem_seg": ()})``; else
         -> ``((B, K, H, W), {})`` with H and W ``common_stride`` times those of the finest level.
+
+    Raises:
+        ConfigError: in training, for a batch that batch norms cannot take.
     """
 
     def __init__(
@@ -64,6 +68,10 @@ class SemanticFPNHead(SemSegFPNHead):
 
     def layers(self, features: Mapping[str, Tensor]) -> Tensor:
         """Logits at the common stride."""
+        if self.training:
+            coarsest = features[self.in_features[-1]]
+            values = coarsest[:, 0].numel()
+            check_values(self.scale_heads[-1][0].norm, values, "train on larger images or at least two per process")
         maps = [head(features[name]) for name, head in zip(self.in_features, self.scale_heads, strict=True)]
         size = maps[0].shape[-2:]
         resized = [x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear") for x in maps]

@@ -11,6 +11,7 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 
 from ...errors import ConfigError, did_you_mean
+from .batch_norm import check_values
 from .loss import pixel_loss
 
 __all__ = ["FCNHead", "UPerNetHead"]
@@ -159,16 +160,9 @@ class UPerNetHead(nn.Module):
         return pixel_loss(logits, targets, self.ignore_value, self.align_corners)
 
     def _check_batch(self, features: Mapping[str, Tensor]) -> None:
-        """A grid of one cell is a single value per channel and image, which has no variance of its own."""
-        if len(features[self.in_features[0]]) > 1 or not any(stage[0].output_size == 1 for stage in self.pooling):
-            return
-        norm = self.pooling[0][1].norm
-        alone = not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1)
-        if type(norm) is nn.BatchNorm2d or (isinstance(norm, nn.SyncBatchNorm) and alone):
-            raise ConfigError(
-                "UPerNet's batch norms cannot learn from one image at a time; set dataloader.train.total_batch_size to "
-                "at least two images per process, or model.sem_seg_head.norm=GN."
-            )
+        for grid, conv in self.pooling:
+            values = len(features[self.in_features[0]]) * grid.output_size**2
+            check_values(conv.norm, values, "set dataloader.train.total_batch_size to at least two images per process")
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
