@@ -65,10 +65,12 @@ SlurmctldParameters=preempt_send_user_signal
 EnforcePartLimits=ALL
 # Schedules and notices a lost node within seconds, and takes it back when it returns.
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sched_delay=0
-MessageTimeout=5
 SlurmdTimeout=6
 ReturnToService=2
 KillWait=5
+# Longer than KillWait: else the controller hears too late that a node has ended its tasks, and tells it to once more a
+# minute later. By then the tasks may be those of the job's next attempt (120 s old credentials delay it elsewhere).
+MessageTimeout=10
 JobRequeue=1
 # Finished jobs are remembered; numbers begin anywhere, or the results of an earlier cluster could be taken for new.
 MinJobAge=3600

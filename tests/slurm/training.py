@@ -145,12 +145,7 @@ def _folder() -> Path:
 
 
 def assert_undisturbed(output: Path, *overrides: str) -> None:
-    """A training has ended with the bits, and with the metrics of every iteration, of one that nothing happened to."""
+    """A training has ended with the bits of one that nothing happened to, and its metrics tell every iteration once."""
     reference = undisturbed(*overrides)
     assert differences(load(output / "model_final.pth"), load(reference / "model_final.pth")) == []
-    assert losses(output) == losses(reference)
-
-
-def losses(output: Path) -> list[tuple[int, float]]:
-    """Iteration and loss of every line of the metrics."""
-    return [(line["iteration"], line["total_loss"]) for line in metrics(output)]
+    assert [line["iteration"] for line in metrics(output)] == [line["iteration"] for line in metrics(reference)]

@@ -181,7 +181,9 @@ def read_profile(path: str | None = None) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(file.read_text()) or {}
+        text = file.read_text()
+        content = yaml.safe_load(text) or {}
+        as_written = yaml.load(text, yaml.BaseLoader)  # safe, too: nothing but text
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"profile {str(file)!r} is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
@@ -192,15 +194,13 @@ def read_profile(path: str | None = None) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in known:
             raise ConfigError(f"profile {str(file)!r} has the unknown key {key!r}.{did_you_mean(name, known)}")
-        values[name] = _of_kind(name, value, file)
+        # YAML takes 24:00:00 for a number in base 60.
+        values[name] = minutes(as_written[key]) if name == "time" else _of_kind(name, value, file)
     return values
 
 
 def _of_kind(name: str, value: Any, file: Path) -> Any:
     default = Resources.__dataclass_fields__[name].default
-    if name == "time":
-        # YAML reads 12:30:00 as a number of seconds, in base 60.
-        return minutes(value)
     if name in ("setup", "srun_arg"):
         return tuple(map(str, value)) if isinstance(value, list) else (str(value),)
     if name == "slurm_extra":
