@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..engine.run_dir import read_json
 from ..errors import ConfigError, UserError
 from .refusals import pending_remedy
 from .resources import PROFILE_VARIABLE, Resources, minutes, read_profile
@@ -226,7 +226,7 @@ def _cancel(command: str, arguments: Sequence[str]) -> int:
 def _resubmit(command: str, arguments: Sequence[str]) -> int:
     text = "Submits the trainings again that have failed; they go on from their last checkpoints, with the code of now."
     args = _folder_parser(command, text).parse_args(arguments)
-    notes = [read_json(Path(job.folder, JOB_FILE)) for job in failed(_jobs(args.folder))]
+    notes = [json.loads(Path(job.folder, JOB_FILE).read_text()) for job in failed(_jobs(args.folder))]
     if not notes:
         print("no training has failed")
         return 0
