@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import sys
+from collections.abc import Callable
 
 import torch
 from detectron2.utils.events import (
@@ -18,7 +19,7 @@ from detectron2.utils.events import (
     get_event_storage,
 )
 
-from ..checkpoint.files import write_atomically
+from ..checkpoint.files import disk_is_full, write_atomically
 
 __all__ = ["METRICS_FILE", "ProgressPrinter", "build_writers", "memory_mb"]
 
@@ -82,7 +83,32 @@ def build_writers(output_dir: str, max_iter: int, start_iter: int) -> list[Event
     """The writers of a training that starts at ``start_iter``; what was written beyond that is taken back."""
     path = os.path.join(output_dir, METRICS_FILE)
     _keep_metrics_before(path, start_iter)
-    return [ProgressPrinter(max_iter), JSONWriter(path), TensorboardXWriter(output_dir, purge_step=start_iter)]
+    files = [JSONWriter(path), TensorboardXWriter(output_dir, purge_step=start_iter)]
+    return [ProgressPrinter(max_iter), *map(_Dispensable, files)]
+
+
+class _Dispensable(EventWriter):
+    """A writer of files whose failure on a full disk does not end the training."""
+
+    def __init__(self, writer: EventWriter):
+        self._writer = writer
+        self._failed = False
+
+    def write(self) -> None:
+        self._try(self._writer.write)
+
+    def close(self) -> None:
+        self._try(self._writer.close)
+
+    def _try(self, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except OSError as error:
+            if not disk_is_full(error):
+                raise
+            if not self._failed:
+                logger.error("%s has no room on the disk; the training goes on.", type(self._writer).__name__)
+            self._failed = True
 
 
 def _keep_metrics_before(path: str, start_iter: int) -> None:

@@ -6,6 +6,7 @@ Resuming depends on nothing but the checkpoints: a job whose machine died has no
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -161,7 +162,7 @@ def after_attempt(folder: str, max_crashes: int, status: int) -> int:
             break
         in_vain += 1
     if in_vain > max_crashes:
-        print(
+        _say(
             f"Not requeued: {in_vain} attempts in a row ended (the last with status {status}) without a new checkpoint."
         )
         return status
@@ -171,9 +172,14 @@ def after_attempt(folder: str, max_crashes: int, status: int) -> int:
     fields = dict(field.partition("=")[::2] for field in shown.stdout.split())
     if (fields.get("JobState"), fields.get("Restarts")) != ("RUNNING", str(_restarts())):
         return status
-    print(f"The attempt ended with status {status}; requeueing.", flush=True)
+    _say(f"The attempt ended with status {status}; requeueing.")
     subprocess.run(["scontrol", "requeue", job_id], check=False)
     return status
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # the log may be on a disk that is full
+        print(text, flush=True)
 
 
 def _job_id() -> str:
@@ -200,7 +206,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
             json.dump(content, f)
         os.replace(f.name, path)
     except OSError as error:  # a full disk must not decide what becomes of the job
-        print(f"{path} could not be written: {error}", file=sys.stderr, flush=True)
+        _say(f"{path} could not be written: {error}")
 
 
 if __name__ == "__main__":
