@@ -52,7 +52,8 @@ def test_crashes_in_vain_end_the_job(tmp_path: Path, capsys: pytest.CaptureFixtu
         note(tmp_path, attempt, outcome="crashed", progress=False)
     note(tmp_path, 2)
     assert after_attempt(str(tmp_path), 2, 1) == 1
-    assert "Not requeued: 3 attempts in a row ended without a new checkpoint, the last with status 1." in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told == "Not requeued: 3 attempts in a row ended without a new checkpoint, the last with status 1.\n"
 
 
 @pytest.mark.parametrize("between", [{"outcome": "crashed", "progress": True}, {"outcome": "requeued"}])

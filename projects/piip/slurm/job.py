@@ -163,7 +163,7 @@ def after_attempt(folder: str, max_crashes: int, status: int) -> int:
         in_vain += 1
     if in_vain > max_crashes:
         _say(
-            f"Not requeued: {in_vain} attempts in a row ended (the last with status {status}) without a new checkpoint."
+            f"Not requeued: {in_vain} attempts in a row ended without a new checkpoint, the last with status {status}."
         )
         return status
     shown = subprocess.run(["scontrol", "-o", "show", "job", job_id], capture_output=True, text=True, check=False)
