@@ -237,10 +237,21 @@ def test_a_sweep_on_slurm(cluster: SlurmCluster, tmp_path: Path) -> None:
         f"{number}_3 seed=3 RUNNING 0 6/30 1.25 - 0:01:01",
     ]
 
+    cluster.run("scancel", f"{number}_3")
+    cluster.wait(f"{number}_3", "CANCELLED")
+    stopped = collect(tmp_path)[3]
+    assert stopped.state == "CANCELLED"
+    assert stopped.trouble.startswith(("cancelled", "slurmstepd: error: *** J"))  # Slurm writes it a moment later
     again = cluster.submit("--wrap=true", f"--output={tmp_path}/log")
     submitted(tmp_path, again, outs[1], executor="slurm", time="2026-01-03T10:00:00+00:00", overrides=["train.seed=1"])
     cluster.wait(again)
     shutil.copy(tmp_path / "summary.json", outs[1])
     statuses = collect(tmp_path)
     assert [s.job_id for s in statuses] == [f"{number}_0", again, f"{number}_2", f"{number}_3"]
-    assert failed(statuses) == [statuses[2]]
+    assert failed(statuses) == statuses[2:]
+
+    unseen = cluster.submit("--begin=now+1hour", "--wrap=true")
+    submitted(tmp_path, unseen, outs[2], executor="slurm", time="2026-01-04T10:00:00+00:00")
+    cluster.run("scancel", unseen)
+    cluster.wait(unseen, "CANCELLED")
+    assert collect(tmp_path)[2].trouble == "cancelled"

@@ -337,7 +337,9 @@ def _trouble(folder: Path, log: str, job: JobState) -> str:
         elif _ENDED.match(line):
             ended = line
     # What the training says of itself tells more than that it was ended because of it.
-    return _one_line(error or ended or job.reason or f"no error in {log or 'a log'}")
+    # A job that was cancelled before it ran keeps the reason for which it waited.
+    why = "cancelled" if job.state == "CANCELLED" else job.reason
+    return _one_line(error or ended or why or f"no error in {log or 'a log'}")
 
 
 def _tail(path: Path) -> list[str]:
