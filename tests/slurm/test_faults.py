@@ -110,9 +110,9 @@ def test_a_lost_machine(cluster: SlurmCluster, tmp_path: Path, table: Callable) 
 @slow
 def test_a_machine_that_only_seems_lost(cluster: SlurmCluster, tmp_path: Path, table: Callable) -> None:
     """Both processes run on it, and train on beside their successors."""
-    steps = "train.max_iter=150"
+    steps = "train.max_iter=200"
     options = ("--tasks-per-node", "2", "--time", "20")
-    job = submit(cluster, tmp_path, steps, "model.pause=0.4", options=options)
+    job = submit(cluster, tmp_path, steps, "model.pause=0.6", options=options)
     job.wait_for_iteration(6)
     old = [cluster.task(job.number, rank) for rank in range(2)]
     table(

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..errors import TemporaryError, UserError
+from ..errors import ConfigError, TemporaryError, UserError
 from ..stopping import Stopped, stop_request
 
 __all__ = ["TrainingJob", "after_attempt", "attempts"]
@@ -33,11 +33,13 @@ class TrainingJob:
         arguments: of the training tool.
         output_dir: of the training.
         folder: of the jobs; ``<folder>/<job id>`` is this one's.
+        gpus: that were asked for on each machine.
     """
 
     arguments: tuple[str, ...]
     output_dir: str
     folder: str
+    gpus: int = 0
 
     def __call__(self) -> None:
         """Trains; the last checkpoint in the output folder, where there is one, is the beginning."""
@@ -56,6 +58,7 @@ class TrainingJob:
 
             from ..engine.train import main
 
+            _require_gpus(self.gpus)
             main(default_argument_parser().parse_args(self.arguments))
         except Stopped as stop:
             if stop.code != 128 + signal.SIGUSR2:
@@ -76,6 +79,17 @@ class TrainingJob:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _require_gpus(count: int) -> None:
+    import torch
+
+    if (usable := torch.cuda.device_count() if count else 0) < count:
+        raise ConfigError(
+            f"the job was to get {count} GPUs on each machine, but on {socket.gethostname()} torch {torch.__version__} "
+            f"can use {usable}; check the driver and the build of torch there, or submit without --gpus-per-node and "
+            "with train.device=cpu."
+        )
 
 
 def _find_one_another(environment: Any) -> None:

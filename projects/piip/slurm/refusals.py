@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import UserError
+from .resources import Resources
 
 __all__ = ["SubmissionError", "explain", "pending_remedy"]
 
@@ -16,14 +17,14 @@ _REMEDIES = {
     "invalid partition": "choose one that `sinfo -s` lists with --partition",
     "invalid account": "choose one that `sacctmgr show associations user=$USER` lists with --account",
     "invalid qos": "choose one that `sacctmgr show qos` lists with --qos",
-    "node count specification": "lower --nodes; `sinfo -s` lists the nodes of each partition",
-    "requested time limit": "lower --time; `sinfo -s` lists the limit of each partition",
+    "node count specification": "lower --nodes {nodes}; `sinfo -s` lists the nodes of each partition",
+    "requested time limit": "lower --time, of {time} minutes; `sinfo -s` lists the limit of each partition",
     "more processors": "lower --cpus-per-task or --gpus-per-node; `sinfo -o '%P %c'` lists the processors of the nodes",
-    "memory specification": "lower --mem; `sinfo -o '%P %m'` lists the memory of the nodes",
+    "memory specification": "lower --mem {mem}; `sinfo -o '%P %m'` lists the memory of the nodes",
     "feature specification": "choose a --constraint that `sinfo -o '%P %f'` lists",
     "node name": "check the names after --exclude and --nodelist; `sinfo -N` lists the nodes",
     "node configuration is not available": (
-        "no node has so many GPUs (of that type), or all that do are excluded; `sinfo -o '%P %G'` lists them"
+        "no node has {gpus_per_node} GPUs (of that type), or all that do are excluded; `sinfo -o '%P %G'` lists them"
     ),
     "reservation": "choose one that `scontrol show reservations` lists with --reservation",
     "dependency": "check the job ids after --dependency",
@@ -46,11 +47,12 @@ _HOPELESS = {
 }
 
 
-def explain(message: str) -> SubmissionError:
-    """The error for what sbatch said, in one line, with a remedy where one is known."""
+def explain(message: str, asked: Resources) -> SubmissionError:
+    """The error for what sbatch said of what it was asked for, in one line, with a remedy where one is known."""
     lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in message.strip().splitlines()]
     said = "; ".join(dict.fromkeys(line.strip() for line in lines if line.strip())) or "nothing"
     remedy = next((text for part, text in _REMEDIES.items() if part in said.lower()), "see `man sbatch`")
+    remedy = remedy.format_map(vars(asked))
     return SubmissionError(f"sbatch refused the job ({said}): {remedy}.")
 
 

@@ -102,7 +102,7 @@ def prepare(
         check_config(cfg, args.eval_only)
         _check_processes(cfg, resources, cpu_is_meant)
         if not args.eval_only:
-            _check_folder(cfg, output_dir, args.resume, overwrite, base)
+            _check_folder(cfg, output_dir, args.resume, overwrite, base, dry_run)
         file = _freeze(cfg, Path(base, FOLDER, "configs"), stem, dry_run)
         flags = ("--eval-only",) if args.eval_only else ("--resume",)
         trainings.append(Training(stem, ("--config-file", str(file), *flags), output_dir, tuple(overrides)))
@@ -131,6 +131,11 @@ def _check_processes(cfg: DictConfig, resources: Resources, cpu_is_meant: bool) 
         raise ConfigError(
             f"the job asks for no GPU, but train.device={cfg.train.device}; add --gpus-per-node N, or train.device=cpu."
         )
+    if resources.gpus_per_node and str(cfg.train.device).startswith("cpu"):
+        raise ConfigError(
+            f"the job asks for {resources.gpus_per_node} GPUs, but train.device={cfg.train.device}; leave "
+            "--gpus-per-node out (--tasks-per-node N starts N processes), or set train.device=cuda."
+        )
     processes = resources.nodes * resources.processes_per_node
     batch = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
     if batch and batch % processes:
@@ -140,10 +145,12 @@ def _check_processes(cfg: DictConfig, resources: Resources, cpu_is_meant: bool) 
         )
 
 
-def _check_folder(cfg: DictConfig, output_dir: str, resume: bool, overwrite: bool, base: str) -> None:
+def _check_folder(cfg: DictConfig, output_dir: str, resume: bool, overwrite: bool, base: str, dry_run: bool) -> None:
     try:
-        os.makedirs(output_dir, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
+        if not dry_run:
+            os.makedirs(output_dir, exist_ok=True)
+        path = Path(output_dir)
+        with tempfile.TemporaryFile(dir=next(p for p in (path, *path.parents) if p.exists())):
             pass
     except OSError as error:
         raise ConfigError(
@@ -241,7 +248,7 @@ def send(base: str, trainings: Sequence[Training], resources: Resources, executo
     folder = Path(base, FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     code = take_snapshot(folder / "code")
-    jobs = [TrainingJob(t.arguments, t.output_dir, str(folder)) for t in trainings]
+    jobs = [TrainingJob(t.arguments, t.output_dir, str(folder), resources.gpus_per_node) for t in trainings]
     # What Slurm set for a job that submits another one is not for that one; where Slurm's own configuration is, is.
     kept = {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}
     with submitit.helpers.clean_env(), submitit.helpers.environment_variables(**kept):
@@ -251,7 +258,7 @@ def send(base: str, trainings: Sequence[Training], resources: Resources, executo
                 with runner.batch():
                     handles = [runner.submit(job) for job in jobs]
             except submitit.core.utils.FailedJobError as error:
-                raise explain(str(error)) from error
+                raise explain(str(error), resources) from error
         else:
             handles = [runner.submit(job) for job in jobs]
     revision, now = git_revision(), datetime.datetime.now().astimezone().isoformat(timespec="seconds")
