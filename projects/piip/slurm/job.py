@@ -97,11 +97,9 @@ def _find_one_another(environment: Any) -> None:
     try:
         socket.getaddrinfo(os.environ["MASTER_ADDR"], None)
     except OSError:
-        if address := os.environ.get("SLURM_LAUNCH_NODE_IPADDR"):
-            print(
-                f"{os.environ['MASTER_ADDR']} does not resolve on {socket.gethostname()}; using {address}.", flush=True
-            )
-            os.environ["MASTER_ADDR"] = address
+        address = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")  # the latter for this machine alone
+        print(f"{os.environ['MASTER_ADDR']} does not resolve on {socket.gethostname()}; using {address}.", flush=True)
+        os.environ["MASTER_ADDR"] = address
     # The processes of an attempt that was given up for lost may still hold the port.
     os.environ["MASTER_PORT"] = str(20000 + (int(os.environ["MASTER_PORT"]) + 7 * _restarts()) % 40000)
     os.environ["PIIP_HOSTS"] = ",".join(environment.hostnames)
