@@ -31,6 +31,7 @@ EXAMPLES = """
 examples:
   %(prog)s piip://detection/mask_rcnn_deit_tsb_1120_896_448_fpn_1x_coco_bs16.pth --to tsb.safetensors
   %(prog)s work/model-00001-of-00003.safetensors.index.json --to h6b.safetensors --dtype bfloat16
+  %(prog)s output/model_0000999 --to one.pth --config my_config.py
   %(prog)s output/model_best.pth --to released.pth --layout official --config my_config.py model.roi_heads.num_classes=3
 """
 
@@ -40,7 +41,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="IN", help="file, folder or index of several files, or address")
+    parser.add_argument(
+        "source",
+        metavar="IN",
+        help="file, folder of a checkpoint in parts, folder or index of several files, or address",
+    )
     parser.add_argument("--to", metavar="OUT", required=True, help="file to write: .safetensors or .pth")
     parser.add_argument("--config", metavar="NAME", help="name of a packaged config, or a file; default: found out")
     parser.add_argument("--layout", choices=("piip", "official"), default="piip", help="names to write; default: piip")

@@ -33,6 +33,7 @@ def run(
     kill_after: float | None = None,
     kill_with: int = signal.SIGKILL,
     processes: int = 1,
+    script: str = TOOL,
 ) -> int:
     """Runs the tool in a child process, or in several with the environment that torchrun gives them.
 
@@ -44,6 +45,7 @@ def run(
         kill_after: kills itself after so many seconds.
         kill_with: the signal that it sends itself.
         processes: how many there are.
+        script: what to run in place of the tool.
 
     Returns:
         the status of the first process that did not succeed, or 0.
@@ -59,12 +61,13 @@ def run(
         if processes > 1:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
             os.environ.update(LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        _run_and_exit(arguments, output, folder, kill_at_event, kill_after, kill_with)
+        _run_and_exit(script, arguments, output, folder, kill_at_event, kill_after, kill_with)
     statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     return next((status for status in statuses if status), 0)
 
 
 def _run_and_exit(
+    script: str,
     arguments: list[str],
     output: str,
     folder: str,
@@ -90,8 +93,8 @@ def _run_and_exit(
         threading.Timer(kill_after, os.kill, (os.getpid(), kill_with)).start()
     status = 1
     try:
-        sys.argv = [TOOL, *arguments]
-        runpy.run_path(TOOL, run_name="__main__")
+        sys.argv = [script, *arguments]
+        runpy.run_path(script, run_name="__main__")
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -52,8 +52,9 @@ def run_tool(
     kill_after: float | None = None,
     kill_with: int = signal.SIGKILL,
     processes: int = 1,
+    script: Path | str = TOOL,
 ) -> Run:
-    """Runs the tool in a process of its own, see ``fork_server``."""
+    """Runs the tool, or another script, in a process of its own, see ``fork_server``."""
     server = _server()
     with tempfile.NamedTemporaryFile("r") as output:
         request = {
@@ -64,6 +65,7 @@ def run_tool(
             "kill_after": kill_after,
             "kill_with": kill_with,
             "processes": processes,
+            "script": str(script),
         }
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()

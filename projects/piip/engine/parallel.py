@@ -40,12 +40,14 @@ from .evaluate import EvalTask
 __all__ = [
     "accumulating",
     "average_whole_gradients",
+    "check_norms",
     "check_processes",
     "clip_gradients",
     "evaluation",
     "is_spread",
     "led_by_main_process",
     "prepare_model",
+    "spread",
     "spreads",
     "wrap",
 ]
@@ -112,14 +114,14 @@ def prepare_model(
     """
     if not spreads(cfg):
         model = build_model(cfg.model, device, cfg.optimizer).to(device)
-        _check_norms(model, device)
+        check_norms(model, device)
         if checkpoint:
             adapt_to_checkpoint(model, tensors_of(checkpoint))
         else:
             load_initial_weights(model, cfg.train.init_checkpoint)
         return model, None
     model, weights = _build(cfg, device, checkpoint)
-    _check_norms(model, device)
+    check_norms(model, device)
     average = _empty_copy(model) if cfg.train.ema.enabled else None
     world, replicas = comm.get_world_size(), _replicas(cfg)
     mesh = dist.device_mesh.init_device_mesh(
@@ -253,7 +255,12 @@ def _replicas(cfg: DictConfig) -> int:
     return comm.get_world_size() // comm.get_local_size() if wanted == "machines" else wanted
 
 
-def _check_norms(model: nn.Module, device: torch.device) -> None:
+def check_norms(model: nn.Module, device: torch.device) -> None:
+    """Refuses norms that this device cannot synchronise.
+
+    Raises:
+        ConfigError: for SyncBN in processes on CPUs.
+    """
     if (
         device.type != "cuda"
         and dist.is_initialized()
