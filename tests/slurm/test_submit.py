@@ -285,7 +285,7 @@ def test_a_sweep_with_a_failure(cluster: SlurmCluster, tmp_path: Path, capsys: p
     assert [row[3] for row in rows] == ["0"] * 4, "a mistake is not tried again"
     assert rows[1][4] == "20/20"
     cli.main(["status", str(tmp_path)])
-    assert f"{number}_0: error: The loss is not finite at iteration 12" in capsys.readouterr().out
+    assert f"{number}_0: The loss is not finite at iteration 12" in capsys.readouterr().out
 
     assert cli.main(["resubmit", str(tmp_path)]) == 0
     (again,) = re.findall(r"job (\d+\w*): ", capsys.readouterr().out)
@@ -335,6 +335,23 @@ def test_on_this_machine(jobs_find_the_tests: None, tmp_path: Path, capsys: pyte
     assert f"model_{int(stopped[1]) - 1:07d}.pth" in log.partition("Resumed from")[2]
     assert table(tmp_path, capsys)[0][2] == "finished"
     assert_undisturbed(tmp_path, steps)
+
+
+def test_cancelled_on_this_machine(jobs_find_the_tests: None, tmp_path: Path) -> None:
+    options = ["--executor", "local", "--tasks-per-node", "2"]
+    assert cli.main([*options, *tiny(tmp_path, "train.max_iter=1000", "model.pause=0.3")]) == 0
+    (note,) = tmp_path.glob("slurm/*/job.json")
+    number = note.parent.name
+    deadline = time.monotonic() + 180
+    while not (tmp_path / "last_checkpoint").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    tasks = [process for process in processes() if parent_of(process) == int(number)]
+    assert cli.main(["cancel", str(tmp_path)]) == 0
+    while any(Path(f"/proc/{task}").exists() for task in tasks) or not local_state(number, note.parent).over:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "Stopped by SIGTERM" in (note.parent / f"{number}_0_log.out").read_text()
 
 
 def test_the_tool_in_this_process(jobs_find_the_tests: None, tmp_path: Path) -> None:

@@ -251,6 +251,9 @@ def send(base: str, trainings: Sequence[Training], resources: Resources, executo
     jobs = [TrainingJob(t.arguments, t.output_dir, str(folder), resources.gpus_per_node) for t in trainings]
     # What Slurm set for a job that submits another one is not for that one; where Slurm's own configuration is, is.
     kept = {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}
+    if executor == "local":
+        # It starts as it is called from here. Commands before it would be run by a shell, which passes no signal on.
+        kept.update(_environment(code))
     with submitit.helpers.clean_env(), submitit.helpers.environment_variables(**kept):
         runner = _executor(executor, folder, code, trainings, resources)
         if executor == "slurm":
@@ -305,7 +308,6 @@ def _executor(
             tasks_per_node=resources.processes_per_node,
             gpus_per_node=resources.gpus_per_node,
             stderr_to_stdout=True,
-            local_setup=[*resources.setup, *(f"export {k}={shlex.quote(v)}" for k, v in _environment(code).items())],
         )
     return executor
 
