@@ -85,6 +85,7 @@ def test_a_task_is_found_and_killed(cluster: SlurmCluster, tmp_path: Path) -> No
     cluster.wait(number, "FAILED")
 
 
+@pytest.mark.slow
 def test_a_job_leaves_a_lost_node(cluster: SlurmCluster, tmp_path: Path) -> None:
     log = tmp_path / "log"
     number = submit(cluster, log, "echo $SLURM_RESTART_COUNT $SLURMD_NODENAME; exec sleep 90")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -185,11 +187,15 @@ def test_the_time_limit(cluster: SlurmCluster, tmp_path: Path, table: Callable) 
     job = submit(cluster, tmp_path, steps, "model.pause=3.5", options=options)
     job.wait_for_iteration(6)
 
-    def limit() -> None:
-        job.wait_for(lambda: "Stopped by SIGUSR2" in job.log(), timeout=240)
+    begin, waited = time.monotonic(), 0.0
 
-    found = job.recover("time limit", limit)
-    table(found)
+    def limit() -> None:
+        nonlocal waited
+        job.wait_for(lambda: "Stopped by SIGUSR2" in job.log(), timeout=240)
+        waited = time.monotonic() - begin
+
+    found = job.recover("time limit, from the iteration that the warning ends", limit)
+    table(dataclasses.replace(found, noticed=found.noticed - waited, again=found.again - waited))
     assert found.repeated == 0
     job.finish(timeout=240)
     assert_undisturbed(tmp_path, steps)

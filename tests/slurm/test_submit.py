@@ -20,7 +20,7 @@ from piip.slurm.state import local_state
 from tests.engine.running import ROOT, TINY, differences, load, metrics, train
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.processes import parent_of, processes
-from tests.slurm.training import assert_undisturbed, submit
+from tests.slurm.training import TWO_NODES, assert_undisturbed, submit
 
 SUBMIT = str(ROOT / "tools/submit.py")
 DIGITS = "quickstart/mask_rcnn_piip_digits.py"
@@ -267,6 +267,34 @@ def test_two_nodes_learn_as_one_process_does(cluster: SlurmCluster, tmp_path: Pa
     assert Path(note["code"], "piip/slurm/job.py").is_file()
     frozen = next(value for value in note["arguments"] if value.endswith(".yaml"))
     assert "noise: 0" in Path(frozen).read_text()
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_two_nodes_learn_the_quickstart_as_one_process_does(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """Which anchors and proposals are learnt from is drawn by every process for itself, so here all of them are.
+
+    Even so only the losses of the proposal generator are sums over pictures of equal weight. Those of the heads are
+    means over a process's own proposals and objects, of which one process may have more than the other.
+    """
+    overrides = [
+        "train.max_iter=5",
+        "train.log_period=1",
+        "train.device=cpu",
+        "train.report.enabled=False",
+        "model.proposal_generator.batch_size_per_image=100000",
+        "model.roi_heads.batch_size_per_image=10000",
+    ]
+    arguments = ["--", "--config-file", DIGITS, f"train.output_dir={tmp_path}/two", *overrides]
+    assert cli.main([*TWO_NODES, *arguments]) == 0
+    (note,) = tmp_path.glob("two/slurm/*/job.json")
+    cluster.wait(note.parent.name, timeout=400)
+    train(tmp_path / "one", *overrides, config=DIGITS)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert [i for i, _ in two] == [i for i, _ in one] == list(range(5))
+    assert two[0][1] == pytest.approx(one[0][1], rel=1e-5)
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=2e-3)
+    assert two[-1][1] < 0.9 * two[0][1]
 
 
 @pytest.mark.slurm
