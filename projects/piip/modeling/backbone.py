@@ -53,5 +53,6 @@ class PyramidBackbone(Backbone):
 
 
 def token_map(state: BranchState) -> Tensor:
-    """Tokens (B, h*w, C) as a map (B, C, h, w)."""
-    return state.tokens.transpose(1, 2).unflatten(2, state.grid_size)
+    """Tokens (B, h*w, C) as a map (B, C, h, w), channels last in memory."""
+    # In this order: unflattened after the transposition, a batch of one would not be taken for channels last.
+    return state.tokens.unflatten(1, state.grid_size).permute(0, 3, 1, 2)

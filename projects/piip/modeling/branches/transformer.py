@@ -116,7 +116,8 @@ class TransformerBranch(Branch):
                 "use a larger input or resolution."
             )
         x = self.patch_embed.proj(image)
-        return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+        # Sums take on the layout of their first term, so all blocks would work on tokens that lie channel by channel.
+        return x.flatten(2).transpose(1, 2).contiguous(), (x.shape[2], x.shape[3])
 
     def run_block(self, x: Tensor, index: int, grid_size: tuple[int, int]) -> Tensor:
         """Runs one block on tokens (B, N, C)."""
