@@ -331,10 +331,10 @@ def test_a_sweep_with_a_failure(cluster: SlurmCluster, tmp_path: Path, capsys: p
 @pytest.mark.slurm
 def test_gpus_that_cannot_be_used(cluster: SlurmCluster, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """The cluster's GPUs are no real ones."""
-    job = submit(cluster, tmp_path, "train.device=cuda", options=("--gpus-per-node", "2"))
+    job = submit(cluster, tmp_path, "train.device=cuda", options=("--gpus-per-node", "1"))
     cluster.wait(job.number, "FAILED", timeout=90)
     assert job.restarts() == 0
-    assert "the job was to get 2 GPUs on each machine" in job.log()
+    assert "the job was to get 1 GPU(s) on each machine" in job.log()
     assert "submit without --gpus-per-node" in job.log()
     assert table(tmp_path, capsys)[0][2] == "FAILED"
 
@@ -366,8 +366,7 @@ def test_on_this_machine(jobs_find_the_tests: None, tmp_path: Path, capsys: pyte
 
 
 def test_cancelled_on_this_machine(jobs_find_the_tests: None, tmp_path: Path) -> None:
-    options = ["--executor", "local", "--tasks-per-node", "2"]
-    assert cli.main([*options, *tiny(tmp_path, "train.max_iter=1000", "model.pause=0.3")]) == 0
+    assert cli.main(["--executor", "local", *tiny(tmp_path, "train.max_iter=1000", "model.pause=0.3")]) == 0
     (note,) = tmp_path.glob("slurm/*/job.json")
     number = note.parent.name
     deadline = time.monotonic() + 180
@@ -387,6 +386,3 @@ def test_the_tool_in_this_process(jobs_find_the_tests: None, tmp_path: Path) -> 
     done = subprocess.run([sys.executable, SUBMIT, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert load(tmp_path / "model_final.pth")["iteration"] == 5
-    done = subprocess.run([sys.executable, SUBMIT, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: train.output_dir='{tmp_path}' holds a training; add --resume")
