@@ -1,4 +1,4 @@
-"""Fusing LSNet for inference."""
+"""Fusing models for inference."""
 
 from __future__ import annotations
 
@@ -6,14 +6,33 @@ import pytest
 import timm
 import torch
 from detectron2.config import instantiate
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from timm.layers import LayerScale
+from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
 
 from piip import model_zoo
 from piip.errors import ConfigError
-from piip.modeling import PIIP, LSNet, LSNetFPN, ViTBranch, fuse
+from piip.layers import DeformAttn
+from piip.modeling import (
+    FPN,
+    PIIP,
+    BEiTBranch,
+    ChannelMapper,
+    ConvNeXtBranch,
+    LSNet,
+    LSNetFPN,
+    PIIPClassifier,
+    SingleBranch,
+    ViTBranch,
+    fuse,
+)
 from piip.modeling.branches import LSNetBranch
 from piip.modeling.lsnet.blocks import LSConv
+from piip.modeling.meta_arch import SemanticSegmentor
+from piip.modeling.sem_seg import UPerNetHead
 from tests import reference
 
 TINY = {"dims": (16, 16, 32, 32), "depths": (1, 2, 2, 2)}
@@ -90,13 +109,126 @@ def test_a_detector_of_the_zoo_is_fused():
     torch.testing.assert_close(got.scores, want.scores, rtol=1e-3, atol=1e-4)
 
 
+def random_vectors(module: nn.Module) -> nn.Module:
+    """Scales, gates, norms and biases, which start with zeros and ones; and what decides where interactions look."""
+    for name, parameter in random_norms(module).named_parameters():
+        if parameter.dim() < 2:
+            nn.init.normal_(parameter, 0.3, 0.5)
+        elif "sampling" in name or "attention_weights" in name:
+            nn.init.normal_(parameter, 0, 0.3)
+    return module
+
+
+def pyramid(**kwargs) -> PIIP:
+    branches = [ViTBranch(w, 2, 2, window_size=3, pretrain_img_size=64) for w in (32, 64)]
+    return PIIP(branches, [128, 64], 2, {"num_heads": 4, **kwargs.pop("interaction", {})}, **kwargs)
+
+
+def single(branch: nn.Module) -> FPN:
+    return FPN(SingleBranch(branch), ["c2", "c3", "c4", "c5"], 32, norm="GN", top_block=LastLevelMaxPool())
+
+
+ALL = ["c2", "c3", "c4", "c5"]
+# Built when the test runs; and which of the maps have become as narrow as what is above them.
+MODELS = {
+    "fpn": (lambda: FPN(pyramid(), ALL, 32, top_block=LastLevelP6P7(64, 32, "c5")), ["c2", "c3"]),
+    "fpn whose top block looks at the backbone": (
+        lambda: FPN(pyramid(), ["c2", "c3"], 32, top_block=LastLevelP6P7(64, 32, "c3")),
+        ["c2"],
+    ),
+    "channel mapper": (lambda: ChannelMapper(pyramid(), ["c3", "c4", "c5"], 32), ["c3"]),
+    "channel mapper with levels from the last map": (lambda: ChannelMapper(pyramid(), ["c2", "c3"], 32, 3), ["c2"]),
+    "vit": (lambda: single(ViTBranch(64, 2, 2, window_size=3, pretrain_img_size=64)), ["c2", "c3"]),
+    "beit": (lambda: single(BEiTBranch(64, 2, 2, window_size=3)), ["c2", "c3"]),
+    "upernet": (
+        lambda: SemanticSegmentor(
+            backbone=(body := pyramid()),
+            sem_seg_head=UPerNetHead(body.output_shape(), num_classes=3, channels=32, norm="GN"),
+            pixel_mean=[0.0] * 3,
+            pixel_std=[1.0] * 3,
+        ),
+        ["c2", "c3"],
+    ),
+    "convnext": (
+        lambda: PIIP(
+            [ConvNeXtBranch([1] * 4, [32, 32, 64, 64]) for _ in range(2)],
+            [64, 32],
+            [[[0, 0], [1, 2], [3, 4], [5, 6]]] * 2,
+            {"num_heads": 2, "attention": "dense"},
+            out_interaction_indexes=[0, 1, 2],
+        ),
+        [],
+    ),
+    "classifier": (
+        lambda: PIIPClassifier(
+            [ViTBranch(w, 2, 2, pretrain_img_size=32) for w in (32, 64)],
+            [64, 32],
+            num_classes=5,
+            head="merged",
+            interaction_indexes=2,
+            interaction={"num_heads": 4, "ffn_ratio": 0.0},
+        ),
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scales_and_lateral_convolutions_are_folded(name):
+    torch.manual_seed(0)
+    build, narrow = MODELS[name]
+    model = random_vectors(build())
+    # Deformable attention has float32 places; what has none is compared in float64.
+    exact = not any(isinstance(m, DeformAttn) for m in model.modules())
+    dtype, tolerance = (torch.float64, 1e-10) if exact else (torch.float32, 1e-4)
+    fused, x = fuse(model.to(dtype)), torch.randn(2, 3, 64, 128, dtype=dtype)
+    args = ([{"image": image} for image in x],) if isinstance(model, SemanticSegmentor) else (x,)
+    with torch.no_grad(), FlopCounterMode(display=False) as before:
+        want = model(*args)
+    with torch.no_grad(), FlopCounterMode(display=False) as after:
+        got = fused(*args)
+    for y, z in zip(leaves(got), leaves(want), strict=True):
+        assert (y - z).norm() < tolerance * z.norm()
+    assert (after.get_total_flops() < before.get_total_flops()) == bool(narrow)
+    assert not any(isinstance(m, LayerScale) for m in fused.modules())
+    assert not any("gamma" in n for n, _ in fused.named_parameters())
+    assert not any(p.requires_grad for p in fused.parameters())
+    if narrow:
+        body = fused.backbone if isinstance(model, SemanticSegmentor) else fused.bottom_up
+        assert [n for n, shape in body.output_shape().items() if shape.channels == 32] == narrow
+        with torch.no_grad():
+            assert [n for n, y in body(x).items() if y.shape[1] == 32] == narrow
+    with pytest.raises(ConfigError, match="no parts left to fuse"):
+        fuse(fused)
+
+
+def leaves(outputs) -> list[torch.Tensor]:
+    if isinstance(outputs, torch.Tensor):
+        return [outputs]
+    return [x for part in (outputs.values() if isinstance(outputs, dict) else outputs) for x in leaves(part)]
+
+
+def test_a_block_of_timm_and_half_precision():
+    torch.manual_seed(0)
+    block = random_vectors(Block(32, 2, init_values=1.0))
+    x = torch.randn(1, 9, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(fuse(block)(x), block(x), rtol=1e-5, atol=1e-5)
+    model = random_vectors(FPN(pyramid(), ALL, 32)).to(torch.bfloat16)
+    with torch.no_grad():
+        x = torch.randn(1, 3, 64, 64, dtype=torch.bfloat16)
+        want, got = model(x)["p2"], fuse(model)(x)["p2"]
+    assert got.dtype == torch.bfloat16
+    assert (got - want).norm() < 0.03 * want.norm()
+
+
 def test_what_cannot_be_fused_is_told():
     model = LSNet(**TINY)
     with pytest.raises(ConfigError, match="LSNet in training mode cannot be fused; call its eval"):
         fuse(model)
-    with pytest.raises(ConfigError, match="Linear has no LSNet parts left"):
+    with pytest.raises(ConfigError, match="Linear has no parts left to fuse"):
         fuse(nn.Linear(2, 2).eval())
     fused = fuse(model.eval())
-    with pytest.raises(ConfigError, match="no LSNet parts left"):
+    with pytest.raises(ConfigError, match="no parts left to fuse"):
         fuse(fused)
     assert fused.train().training

@@ -5,6 +5,7 @@ import torch
 
 from piip.errors import ConfigError
 from piip.modeling import PIIP, ChannelMapper, ViTBranch
+from piip.modeling.necks import Doubling
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_levels_are_normalised_and_the_further_one_comes_from_the_backbone(pyram
     image = torch.randn(1, 3, 96, 96)
     features, out = pyramid(image), neck(image)
     assert out["p3"].min() < 0  # no activation
-    groups = out["p3"].view(32, -1)
+    groups = out["p3"].reshape(32, -1)
     torch.testing.assert_close(groups.mean(1), torch.zeros(32), rtol=0, atol=1e-4)
     torch.testing.assert_close(out["p6"], neck.extra[0](features["c5"]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -53,3 +54,19 @@ def test_levels_are_normalised_and_the_further_one_comes_from_the_backbone(pyram
 def test_refused_arguments(pyramid, arguments, message):
     with pytest.raises(ConfigError, match=message):
         ChannelMapper(pyramid, **arguments)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_doubling_is_a_transposed_convolution(memory_format):
+    torch.manual_seed(0)
+    layer, plain = Doubling(6, 10).double(), torch.nn.ConvTranspose2d(6, 10, 2, stride=2).double()
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 6, 3, 5, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    want, got = plain(x), layer(x)
+    torch.testing.assert_close(got, want)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    weights = torch.randn_like(want)
+    gradients = [
+        torch.autograd.grad((y * weights).sum(), [x, *m.parameters()]) for y, m in ((want, plain), (got, layer))
+    ]
+    torch.testing.assert_close(gradients[1], gradients[0])

@@ -1,48 +1,69 @@
-"""Folding norms and parallel branches into single convolutions, for inference."""
+"""Folding layers that follow each other into one, for inference."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from detectron2.layers import Conv2d
+from detectron2.modeling.backbone.fpn import FPN
+from timm.layers import LayerScale
+from timm.models.convnext import ConvNeXtBlock
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import ConfigError
+from .interaction import Injector
 from .lsnet.blocks import ConvNorm, RepDW
 from .lsnet.classifier import Head
+from .meta_arch.semantic_segmentor import SemanticSegmentor
+from .necks import ChannelMapper, Doubling, SimplePyramidNeck
+from .sem_seg import UPerNetHead
 
 __all__ = ["fuse"]
 
 
 def fuse(module: nn.Module) -> nn.Module:
-    """A copy of a model whose LSNet parts compute the same with fewer layers.
+    """A copy of a model that computes the same, but for rounding, with fewer layers.
 
-    Every convolution takes in its BatchNorm, a re-parameterisable depthwise convolution becomes one 3x3 convolution,
-    and a classifier's linear layer takes in the norm before it. Norms after LS convolution stay, since weights that
-    depend on the image are before them. The copy is for inference and has other names in its state dict: load weights
-    before.
+    * LSNet: every convolution takes in its BatchNorm, a re-parameterisable depthwise convolution becomes one 3x3
+      convolution, and a classifier's linear layer takes in the norm before it. Norms after LS convolution stay, since
+      weights that depend on the image are before them.
+    * The simple feature pyramid: the transposed convolution that ends a level and the 1x1 convolution with which an FPN
+      (or what DINO and UPerNet have instead) begins become one, with a quarter of their computation or less.
+    * Transformers, ConvNeXt and interactions: the layers before a residual connection take in its scale.
 
-    Source: RepVGG (arXiv:2101.03697), Sec. 3.3; published sizes and speeds of LSNet are those of fused models.
+    The copy is for inference and has other names in its state dict: load weights before.
+
+    Source: RepVGG (arXiv:2101.03697), Sec. 3.3, for the convolutions; published sizes and speeds of LSNet are those of
+    fused models.
 
     Args:
-        module: any model with LSNet parts, such as a backbone, a classifier or a whole detector, in evaluation mode.
+        module: a backbone, a classifier or a whole detector, in evaluation mode.
 
     Raises:
-        ConfigError: in training mode, or when the model has no such parts.
+        ConfigError: in training mode, or when there is nothing to fold.
     """
     if module.training:
         raise ConfigError(f"a {type(module).__name__} in training mode cannot be fused; call its eval() first.")
-    if not any(isinstance(part, tuple(_FUSED)) for part in module.modules()):
-        raise ConfigError(f"the {type(module).__name__} has no LSNet parts left to fuse.")
     with torch.no_grad():
-        return _replace(copy.deepcopy(module))
+        fused = copy.deepcopy(module)
+        parts = list(fused.modules())
+        changed = [fold(part) for part in parts for kinds, fold in _FOLDED.items() if isinstance(part, kinds)]
+        if not any(changed) and not any(type(part) in _REPLACED for part in parts):
+            raise ConfigError(
+                f"the {type(module).__name__} has no parts left to fuse; it has none of LSNet, PIIP, vision "
+                "transformers or ConvNeXt, or it has been fused before."
+            )
+        return _replace(fused).requires_grad_(False)
 
 
 def _replace(module: nn.Module) -> nn.Module:
-    if type(module) in _FUSED:
-        return _FUSED[type(module)](module).requires_grad_(False)
+    if type(module) in _REPLACED:
+        return _REPLACED[type(module)](module)
     for name, child in module.named_children():
         setattr(module, name, _replace(child))
     return module
@@ -69,4 +90,110 @@ def _fuse_head(head: Head) -> nn.Linear:
     return fused
 
 
-_FUSED = {ConvNorm: _fuse_conv_norm, RepDW: _fuse_rep_dw, Head: _fuse_head}
+_REPLACED = {ConvNorm: _fuse_conv_norm, RepDW: _fuse_rep_dw, Head: _fuse_head}
+
+
+def _scale(layer: nn.Module, gamma: Tensor) -> None:
+    """Scales the outputs of a linear layer or a convolution."""
+    layer.weight.mul_(gamma.view(-1, *[1] * (layer.weight.dim() - 1)))
+    if layer.bias is not None:
+        layer.bias.mul_(gamma)
+
+
+def _fold_block(block: Block) -> bool:
+    scales = {"ls1": block.attn.proj, "ls2": block.mlp.fc2}
+    scales = {name: layer for name, layer in scales.items() if isinstance(getattr(block, name), LayerScale)}
+    for name, layer in scales.items():
+        _scale(layer, getattr(block, name).gamma)
+        setattr(block, name, nn.Identity())
+    return bool(scales)
+
+
+def _fold_convnext_block(block: ConvNeXtBlock) -> bool:
+    if block.gamma is None:
+        return False
+    _scale(block.mlp.fc2, block.gamma)
+    block.gamma = None
+    return True
+
+
+def _fold_injector(injector: Injector) -> bool:
+    if injector.gamma_attn is None:
+        return False
+    attn = injector.attn
+    _scale(attn.output_proj if hasattr(attn, "output_proj") else attn.proj, injector.gamma_attn)
+    injector.gamma_attn = None
+    if injector.ffn is not None:
+        _scale(injector.ffn.fc2, injector.gamma_ffn)
+        injector.gamma_ffn = None
+    return True
+
+
+def _fold_laterals(part: nn.Module) -> bool:
+    """The 1x1 convolutions of what is above a simple feature pyramid go into the levels below them."""
+    backbone = part.backbone if isinstance(part, SemanticSegmentor) else part.bottom_up
+    neck = getattr(backbone, "neck", None)
+    found = {}
+    if isinstance(neck, SimplePyramidNeck):
+        found = {
+            name: conv
+            for name, conv in _laterals(part)
+            if name in neck.levels and isinstance(neck.levels[name], nn.Sequential)
+        }
+    for name, conv in found.items():
+        neck.replace_last(name, _then(neck.levels[name][-1], conv), conv.out_channels)
+        _swap(part, conv, _Rest(conv))
+    return bool(found)
+
+
+def _laterals(part: nn.Module) -> Iterator[tuple[str, Conv2d]]:
+    """The names of those maps that go through a 1x1 convolution and nowhere else, with these convolutions."""
+    if isinstance(part, SemanticSegmentor):
+        head = part.sem_seg_head
+        pairs = zip(head.in_features, head.laterals, strict=False) if isinstance(head, UPerNetHead) else ()
+        elsewhere: set[str | None] = set()
+    elif isinstance(part, ChannelMapper):
+        pairs = zip(part.in_features, part.lateral, strict=True)
+        elsewhere = {part.in_features[-1]} if part.extra else set()
+    else:
+        pairs = zip(part.in_features, reversed(part.lateral_convs), strict=True)
+        elsewhere = {getattr(part.top_block, "in_feature", None)}
+    return ((name, conv) for name, conv in pairs if isinstance(conv, Conv2d) and name not in elsewhere)
+
+
+def _then(doubling: Doubling, conv: Conv2d) -> Doubling:
+    """A transposed convolution and a 1x1 convolution as one."""
+    matrix, bias = conv.weight.flatten(1).double(), doubling.bias.double()
+    both = Doubling(doubling.in_channels, conv.out_channels).to(doubling.weight)
+    both.weight.copy_(torch.einsum("imyx,om->ioyx", doubling.weight.double(), matrix))
+    both.bias.copy_(matrix @ bias if conv.bias is None else matrix @ bias + conv.bias)
+    return both.eval()
+
+
+class _Rest(nn.Module):
+    """What a convolution of Detectron2 does after the convolution."""
+
+    def __init__(self, conv: Conv2d) -> None:
+        super().__init__()
+        self.norm, self.activation = conv.norm, conv.activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.norm is None else self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+
+def _swap(part: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    for module in list(part.modules()):
+        for name, child in list(module.named_children()):
+            if child is old:
+                setattr(module, name, new)
+    if isinstance(part, FPN):  # has them in a list besides
+        part.lateral_convs = [new if conv is old else conv for conv in part.lateral_convs]
+
+
+_FOLDED: dict[type | tuple[type, ...], Callable[[nn.Module], bool]] = {
+    Block: _fold_block,
+    ConvNeXtBlock: _fold_convnext_block,
+    Injector: _fold_injector,
+    (FPN, ChannelMapper, SemanticSegmentor): _fold_laterals,
+}

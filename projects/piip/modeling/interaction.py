@@ -62,8 +62,9 @@ class ConvFFN(nn.Module):
 
     def forward(self, x: Tensor, grid_size: tuple[int, int]) -> Tensor:
         x = self.fc1(x)
-        # A transposed view is a channels-last map: no copy, and the fast path of depthwise convolutions.
-        x = self.dwconv(x.transpose(1, 2).unflatten(2, grid_size)).flatten(2).transpose(1, 2)
+        # A permuted view is a channels-last map: no copy, and the fast path of depthwise convolutions. (Permuted first,
+        # a batch of one would not be taken for channels last.)
+        x = self.dwconv(x.unflatten(1, grid_size).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
         return self.fc2(F.gelu(x))
 
 
@@ -141,10 +142,15 @@ class Injector(nn.Module):
 
     def forward(self, query: Tensor, feat: Tensor, query_grid: tuple[int, int], feat_grid: tuple[int, int]) -> Tensor:
         feat = self.feat_norm(self.proj(feat))
-        query = query + self.gamma_attn * self.attn(self.query_norm(query), feat, query_grid, feat_grid)
+        query = _add(query, self.gamma_attn, self.attn(self.query_norm(query), feat, query_grid, feat_grid))
         if self.ffn is not None:
-            query = query + self.gamma_ffn * self.drop_path(self.ffn(self.ffn_norm(query), query_grid))
+            query = _add(query, self.gamma_ffn, self.drop_path(self.ffn(self.ffn_norm(query), query_grid)))
         return query
+
+
+def _add(x: Tensor, gamma: Tensor | None, change: Tensor) -> Tensor:
+    """``x + gamma * change`` in one pass over the tokens; without a gate, which fusing leaves none of, the sum."""
+    return x + change if gamma is None else torch.addcmul(x, gamma, change)
 
 
 class InteractionUnit(nn.Module):
