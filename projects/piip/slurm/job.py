@@ -87,8 +87,8 @@ def _require_gpus(count: int) -> None:
     if (usable := torch.cuda.device_count() if count else 0) < count:
         raise ConfigError(
             f"the job was to get {count} GPU(s) on each machine, but on {socket.gethostname()} torch "
-            f"{torch.__version__} can use {usable}; check the driver and the build of torch there, or submit without --gpus-per-node and "
-            "with train.device=cpu."
+            f"{torch.__version__} can use {usable}; check the driver and the build of torch there, or submit without "
+            "--gpus-per-node and with train.device=cpu."
         )
 
 
