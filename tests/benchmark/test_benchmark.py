@@ -1,4 +1,4 @@
-"""Timing, memory, records, and the checks of results before they are timed."""
+"""Timing, memory and records."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import pytest
 import torch
 
 from piip.benchmark import Row, Settings, append, compare, in_turns, read
-from piip.benchmark.backbones import BackboneCase
-from piip.benchmark.ops import OpCase
-from piip.benchmark.timing import peak_memory
+from piip.benchmark.floor import floor
+from piip.benchmark.timing import peak_memory, run_once
 from piip.errors import DataError
-from piip.layers.kernels import ska_eager
 
 SHORT = Settings(rounds=3, seconds=0.002)
 ROW = Row("ops", "a case", "a way", ms=2, min_ms=1, spread=0.1, ratio=4, environment={"dtype": "float32"})
@@ -27,15 +25,37 @@ def test_ratios_are_to_the_first() -> None:
     assert 0 < timings["small"].minimum <= timings["small"].median < timings["large"].median
 
 
+def test_what_takes_longer_than_a_turn_is_called_once_per_round() -> None:
+    calls = []
+    matrix = torch.randn(512, 512)
+    in_turns({"long": lambda: calls.append(matrix @ matrix)}, Settings(rounds=3, seconds=1e-6))
+    assert len(calls) == 3
+
+
 def test_peak_memory_counts_what_is_alive_at_once() -> None:
-    x = torch.zeros(1000)  # 4000 bytes
+    x = torch.zeros(100_000)  # 400 kB
 
     def chain() -> torch.Tensor:
         y = x + 1
-        y = y[:500] * 2  # a view takes nothing; the sum is freed afterwards
+        y = y[:50_000] * 2  # a view takes nothing; the sum is freed afterwards
         return y.add_(1).exp()
 
-    assert peak_memory(chain, "cpu") == 6000
+    assert peak_memory(chain, "cpu") == pytest.approx(600_000, abs=100)  # and some numbers
+    result, memory = run_once(lambda: x.clone(), "cpu")
+    assert torch.equal(result, x)
+    assert memory == 400_000
+
+
+def test_operators_cannot_be_faster_than_the_floor() -> None:
+    rates = floor("cpu", torch.get_num_threads())
+    assert rates is floor("cpu", torch.get_num_threads())  # measured once
+    assert min(rates.values()) > 0
+    row = dataclasses.replace(ROW, environment={"dtype": "float32", **rates})
+    assert row.share_of_floor is None
+    half = dataclasses.replace(row, ms=1000, numbers={"gmacs": rates["float32_gflops"] / 4})
+    assert half.share_of_floor == pytest.approx(0.5)
+    batch = dataclasses.replace(half, numbers={**half.numbers, "images_per_s": 2})
+    assert batch.share_of_floor == pytest.approx(1)
 
 
 def test_records_are_appended_and_read(tmp_path: Path) -> None:
@@ -50,33 +70,11 @@ def test_records_are_appended_and_read(tmp_path: Path) -> None:
 
 
 def test_only_ratios_of_the_same_rows_are_compared() -> None:
-    slower = dataclasses.replace(ROW, ratio=3.5)
-    assert compare([ROW], [slower]) == ["a case, a way: 4.00x -> 3.50x"]
-    assert not compare([ROW], [dataclasses.replace(ROW, ratio=3.7, ms=100)])
-    assert not compare([ROW], [dataclasses.replace(slower, environment={"dtype": "bfloat16"})])
+    slower, faster = dataclasses.replace(ROW, ratio=3.5), dataclasses.replace(ROW, ratio=4.5)
+    assert compare([ROW], [slower]) == (["a case, a way: 4.00x -> 3.50x"], [])
+    assert compare([ROW], [faster]) == ([], ["a case, a way: 4.00x -> 4.50x"])
+    assert compare([ROW], [dataclasses.replace(ROW, ratio=3.7, ms=100)]) == ([], [])
     # The latest measurement of a row counts.
-    assert not compare([ROW, dataclasses.replace(ROW, ratio=3.6)], [slower])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_operator_is_measured_forward_and_backward(dtype: torch.dtype) -> None:
-    rows = OpCase((3, 4), 16, 2, backward=True).measure(dataclasses.replace(SHORT, dtype=dtype))
-    assert rows[0].name == "unfold"
-    assert rows[-1].name == "copy of x"
-    by_name = {row.name: row for row in rows}
-    assert by_name["eager"].numbers["extra_mb"] > 0
-
-
-def test_wrong_results_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ska_eager, "forward", lambda x, w: x)
-    with pytest.raises(ArithmeticError, match="SKA 3x4 C16 B1 forward, eager: relative error"):
-        OpCase((3, 4), 16, 1, backward=False).measure(SHORT)
-
-
-def test_backbones_are_measured_in_all_forms() -> None:
-    case = BackboneCase("lsnet_t", ("mobilenetv4_conv_small",), batch=1, side=64)
-    rows = {row.name: row for row in case.measure(Settings(rounds=1, seconds=0))}
-    assert next(iter(rows)) == "unfold"
-    assert list(rows)[-1] == "mobilenetv4_conv_small"
-    assert rows["kernels, fused"].numbers["batch_norms"] < rows["kernels"].numbers["batch_norms"]
-    assert rows["kernels"].numbers["gmacs"] == pytest.approx(rows["unfold"].numbers["gmacs"], rel=0.01)
+    assert compare([ROW, dataclasses.replace(ROW, ratio=3.6)], [slower]) == ([], [])
+    with pytest.raises(DataError, match="none of their rows in common"):
+        compare([ROW], [dataclasses.replace(slower, environment={"dtype": "bfloat16"})])

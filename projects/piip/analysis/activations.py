@@ -1,4 +1,4 @@
-"""What a model keeps of every image between the forward and the backward pass of a training, without running it.
+"""What a model keeps of every image between the forward and the backward pass, or at once, without running it.
 
 The forward pass runs on torch's fake tensors, which have a device and a type but no memory: autocast, the choice of
 operators and autograd behave as on that device, also where there is none.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import weakref
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -21,10 +22,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ..layers.deform_attn import cell_size, reference_points
 
-__all__ = ["activation_bytes", "saved_bytes"]
+__all__ = ["activation_bytes", "peak_bytes", "saved_bytes"]
 
 
 def activation_bytes(
@@ -74,6 +77,30 @@ def saved_bytes(
         return _saved(fake, batch, amp, device)
 
 
+def peak_bytes(
+    model: nn.Module, size: tuple[int, int], dtype: torch.dtype = torch.bfloat16, device: str = "cuda"
+) -> int:
+    """Most bytes that results take at once in inference, per image: what two images need less what one does.
+
+    Weights are not counted, nor is memory that operators need only for themselves.
+
+    Args:
+        model: a backbone; it stays as it is.
+        size: height and width of the padded images.
+        dtype: of weights and images.
+        device: where the model would run.
+    """
+    peaks = []
+    with _without_memory(model, device, dtype) as fake, torch.no_grad(), _FusedAttention():
+        fake.eval()
+        for images in (1, 2):
+            image = torch.empty(images, 3, *size, device=device, dtype=dtype)
+            with _Storages() as storages:
+                fake(image)
+            peaks.append(storages.peak)
+    return peaks[1] - peaks[0]
+
+
 def _saved(model: nn.Module, batch: tuple[int, int, int], amp: torch.dtype | None, device: str) -> tuple[int, int]:
     weights = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     saved: dict[int, Any] = {}  # holding the storages: an address is not used twice
@@ -118,6 +145,35 @@ def _training_forward(model: nn.Module, image: Tensor) -> Iterator[None]:
     yield
 
 
+class _Storages(TorchDispatchMode):
+    """Follows the memory that operators take for results, until it is given back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: set[int] = set()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage(), given)
+        return out
+
+    def _add(self, storage: torch.UntypedStorage, given: set[int]) -> None:
+        key = storage._cdata
+        if key not in self.known and key not in given:
+            self.known.add(key)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._remove, key, storage.nbytes())
+
+    def _remove(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
 class _FusedAttention(TorchFunctionMode):
     """On fake CUDA tensors torch would ask the device, which may be missing, for its attention kernel."""
 
@@ -153,14 +209,17 @@ def _autocast(device: str, dtype: torch.dtype | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_memory(model: nn.Module, device: str) -> Iterator[nn.Module]:
-    """The same modules in training mode around fake tensors, and the mode in which these can be used."""
+def _without_memory(model: nn.Module, device: str, dtype: torch.dtype | None = None) -> Iterator[nn.Module]:
+    """The same modules in training mode around fake tensors, and the mode in which these can be used.
+
+    Weights have another type if one is given.
+    """
     # No fake tensor may stay in a cache of tensors by device, where a real model would find it.
     caches = (reference_points, cell_size)
     with FakeTensorMode(allow_non_fake_inputs=True):
         # What deepcopy finds in its memo it takes as already copied.
-        memo: dict[int, Any] = {id(b): _fake(b, device) for b in model.buffers()}
-        memo |= {id(p): nn.Parameter(_fake(p, device), p.requires_grad) for p in model.parameters()}
+        memo: dict[int, Any] = {id(b): _fake(b, device, dtype) for b in model.buffers()}
+        memo |= {id(p): nn.Parameter(_fake(p, device, dtype), p.requires_grad) for p in model.parameters()}
         try:
             for cache in caches:
                 cache.cache_clear()
@@ -170,5 +229,6 @@ def _without_memory(model: nn.Module, device: str) -> Iterator[nn.Module]:
                 cache.cache_clear()
 
 
-def _fake(tensor: Tensor, device: str) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+def _fake(tensor: Tensor, device: str, dtype: torch.dtype | None) -> Tensor:
+    changed = dtype is not None and tensor.is_floating_point()
+    return torch.empty(tensor.shape, dtype=dtype if changed else tensor.dtype, device=device)

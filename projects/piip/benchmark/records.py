@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ import timm
 import torch
 
 from ..errors import DataError
+from .floor import floor
 from .timing import Settings
 
 __all__ = ["Row", "append", "compare", "environment", "read"]
@@ -25,7 +27,8 @@ class Row:
 
     Attributes:
         suite, case, name: which measurements belong together, what was computed, and how.
-        ms, min_ms, spread, ratio: see :class:`~.timing.Timing`; the ratio is to the first row of the case.
+        ms, min_ms, spread, ratio: see :class:`~.timing.Timing`; the ratio is to the first row of the case. All are
+            zero where nothing was timed.
         numbers: what else was measured.
         environment: see :func:`environment`.
     """
@@ -33,10 +36,10 @@ class Row:
     suite: str
     case: str
     name: str
-    ms: float
-    min_ms: float
-    spread: float
-    ratio: float
+    ms: float = 0
+    min_ms: float = 0
+    spread: float = 0
+    ratio: float = 0
     numbers: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
@@ -46,19 +49,40 @@ class Row:
         shown = (str(self.environment.get(name)) for name in ("device", "dtype", "threads"))
         return self.suite, self.case, self.name, *shown
 
+    @property
+    def share_of_floor(self) -> float | None:
+        """How near the time is to what the machine's matrix products would take at best; None where unknown.
+
+        Of networks whose multiply-adds were counted, and of operators.
+        """
+        rate, work = self.environment.get(f"{self.environment.get('dtype')}_gflops"), self.numbers.get("gmacs")
+        if not (rate and work and self.ms):
+            return None
+        return 2 * work * self.numbers.get("images_per_s", 1000 / self.ms) / rate
+
 
 def environment(settings: Settings) -> dict[str, Any]:
-    """What times depend on."""
+    """What times depend on, with the rates that the machine reaches at most, measured in this process."""
     cuda = settings.device == "cuda"
+    threads = torch.get_num_threads()
     return {
         "device": torch.cuda.get_device_name() if cuda else platform.machine(),
+        "processor": None if cuda else _processor(),
         "dtype": str(settings.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "clock": settings.clock,
+        "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
         "timm": timm.__version__,
         "tf32": torch.backends.cuda.matmul.allow_tf32 if cuda else None,
+        **floor(settings.device, threads),
     }
+
+
+def _processor() -> str:
+    """What the CPU has of what makes matrix products fast."""
+    matrices = "with AMX" if torch.cpu._is_amx_tile_supported() else "without AMX"
+    return f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, {matrices}"
 
 
 def append(path: str | os.PathLike, rows: Iterable[Row]) -> None:
@@ -79,15 +103,24 @@ def read(path: str | os.PathLike) -> list[Row]:
         raise DataError(f"{path} is not a file that --output wrote: {error}") from error
 
 
-def compare(old: Iterable[Row], new: Iterable[Row], tolerance: float = 0.1) -> list[str]:
-    """Rows whose ratio to the first row of their case fell by more than the tolerance, in words.
+def compare(old: Iterable[Row], new: Iterable[Row], tolerance: float = 0.1) -> tuple[list[str], list[str]]:
+    """Rows whose ratio to the first row of their case moved by more than the tolerance, in words.
 
     Of rows with equal keys the latest counts. Ratios only: times differ between machines.
+
+    Returns:
+        what became slower, and what became faster.
+
+    Raises:
+        DataError: when the two have no row in common.
     """
-    before = {row.key: row for row in old}
-    now = {row.key: row for row in new}
-    return [
-        f"{row.case}, {row.name}: {before[key].ratio:.2f}x -> {row.ratio:.2f}x"
-        for key, row in now.items()
-        if key in before and row.ratio < (1 - tolerance) * before[key].ratio
-    ]
+    before, now = ({row.key: row for row in rows} for rows in (old, new))
+    common = [key for key in now if key in before]
+    if not common:
+        raise DataError("the two have none of their rows in common at one device, dtype and number of threads.")
+    moved: tuple[list[str], list[str]] = [], []
+    for key in common:
+        past, present = before[key].ratio, now[key].ratio
+        if not (1 - tolerance) * past <= present <= past / (1 - tolerance):
+            moved[present > past].append(f"{now[key].case}, {now[key].name}: {past:.2f}x -> {present:.2f}x")
+    return moved

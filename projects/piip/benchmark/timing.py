@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import statistics
 import time
-import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.profiler import ProfilerActivity, profile
 
-__all__ = ["Settings", "Timing", "in_turns", "peak_memory"]
+__all__ = ["Settings", "Timing", "in_turns", "peak_memory", "run_once"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Settings:
             return "CUDA events"
         return "process time" if torch.get_num_threads() == 1 else "wall clock"
 
+    def at_most(self, rounds: int) -> Settings:
+        """The same with fewer rounds, for what takes long."""
+        return replace(self, rounds=min(self.rounds, rounds))
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -56,26 +61,37 @@ class Timing:
     spread: float
     ratio: float
 
+    @property
+    def values(self) -> tuple[float, float, float, float]:
+        """All four, in the order of a :class:`~.records.Row`."""
+        return self.median, self.minimum, self.spread, self.ratio
+
 
 def in_turns(functions: Mapping[str, Callable[[], object]], settings: Settings) -> dict[str, Timing]:
     """Times functions against each other: all of them in every round, so that a disturbance meets all.
+
+    Where all take longer than a turn, there is no warm-up beyond what the caller did to check their results.
 
     Args:
         functions: what to call; the ratios are to the first one.
         settings: how long and where.
     """
-    repeats = {name: _repeats(function, settings) for name, function in functions.items()}
+    warm = {name: _time(function, 1, settings) for name, function in functions.items()}
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(settings.rounds):
+    if min(warm.values()) > 2000 * settings.seconds:
+        times = {name: [value] for name, value in warm.items()}
+    repeats = {name: _repeats(function, warm[name], settings) for name, function in functions.items()}
+    while len(first := next(iter(times.values()))) < settings.rounds:
         for name, function in functions.items():
             times[name].append(_time(function, repeats[name], settings))
-    first = next(iter(times.values()))
     return {name: _summary(values, first) for name, values in times.items()}
 
 
-def _repeats(function: Callable[[], object], settings: Settings) -> int:
-    """Calls per turn; this is the warm-up, too."""
-    _time(function, 2, settings)
+def _repeats(function: Callable[[], object], first: float, settings: Settings) -> int:
+    """Calls per turn, found by some more warm-up where it is short."""
+    if first > 2000 * settings.seconds:
+        return 1
+    _time(function, 1, settings)
     return max(1, round(settings.seconds * 1000 / max(_time(function, 2, settings), 1e-4)))
 
 
@@ -105,41 +121,26 @@ def _summary(values: list[float], first: list[float]) -> Timing:
 
 def peak_memory(function: Callable[[], object], device: str) -> int:
     """Most bytes of tensors that a call has alive beside what there was before, its results included."""
+    return run_once(function, device)[1]
+
+
+def run_once(function: Callable[[], object], device: str) -> tuple[Any, int]:
+    """Calls a function once.
+
+    Returns:
+        its result and the :func:`peak_memory` of the call, of the CPU with all that operators take for themselves
+        from torch's allocator.
+    """
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    with _Allocations() as allocations:
-        function()
-    return allocations.peak
-
-
-class _Allocations(TorchDispatchMode):
-    """Follows the storages that operations make, until they are freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.known: set[int] = set()
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._add(tensor.untyped_storage(), given)
-        return out
-
-    def _add(self, storage: torch.UntypedStorage, given: set[int]) -> None:
-        key = storage._cdata
-        if key not in self.known and key not in given:
-            self.known.add(key)
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._remove, key, storage.nbytes())
-
-    def _remove(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
+        result = function()
+        return result, torch.cuda.max_memory_allocated() - before
+    # Else Kineto says on a machine without a GPU that there is none.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        result = function()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    taken = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return result, max(taken, default=0)

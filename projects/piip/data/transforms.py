@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import detectron2.data.transforms as T
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
 
 from ..errors import ConfigError
 
-__all__ = ["large_scale_jitter", "multi_scale", "multi_scale_test", "published_short_edge"]
+__all__ = ["FastResizeShortestEdge", "large_scale_jitter", "multi_scale", "multi_scale_test", "published_short_edge"]
 
 
 def published_short_edge(long_edge: int) -> int:
@@ -83,6 +87,31 @@ def large_scale_jitter(size: int, min_scale: float = 0.1, max_scale: float = 2.0
     return T.AugmentationList(
         [T.ResizeScale(min_scale, max_scale, size, size), T.FixedSizeCrop((size, size), pad=False)]
     )
+
+
+class FastResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's ``ResizeShortestEdge``, same arguments, which resizes photographs by torch instead of Pillow.
+
+    That takes less than half the time. Filter and sizes are the same; roundings differ, so a few pixels in a hundred
+    differ by 1 or 2 of 255. To use it in a recipe:
+    ``dataloader.train.mapper.augmentations.0._target_=piip.data.transforms.FastResizeShortestEdge``.
+    """
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        plain = super().get_transform(image)
+        if type(plain) is not T.ResizeTransform:  # an edge of 0 changes nothing
+            return plain
+        return _FastResizeTransform(plain.h, plain.w, plain.new_h, plain.new_w, plain.interp)
+
+
+class _FastResizeTransform(T.ResizeTransform):
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        if (self.interp if interp is None else interp) != Image.BILINEAR or img.dtype != np.uint8 or img.ndim != 3:
+            return super().apply_image(img, interp)
+        # A copy: torch wants arrays that can be written and have no negative strides.
+        image = torch.from_numpy(img.copy()).permute(2, 0, 1)[None]
+        size = self.new_h, self.new_w
+        return F.interpolate(image, size=size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -1,0 +1,160 @@
+"""Whole detectors on our backbones and on Detectron2's R50-FPN: inference, a training step, the backbone's share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+from detectron2.modeling.backbone.resnet import BasicStem, ResNet
+from detectron2.structures import BitMasks, Boxes, Instances
+from omegaconf import DictConfig
+from torch import nn
+
+from ..model_zoo import get_config
+from .records import Row, environment
+from .timing import Settings, in_turns, run_once
+
+__all__ = ["CASES", "DetectorCase"]
+
+_OBJECTS = 7  # of an image, as in COCO on average
+
+
+@dataclass(frozen=True)
+class DetectorCase:
+    """Mask R-CNNs, each at the size that it was published with.
+
+    Attributes:
+        models: name of a config, or ``"R50-FPN"`` for Detectron2's, and height and width of the image it gets.
+        training: a training step (forward and backward) instead of inference.
+        rounds: at most so many turns: one takes seconds.
+    """
+
+    models: tuple[tuple[str, tuple[int, int]], ...]
+    training: bool
+    rounds: int = 2
+
+    @property
+    def name(self) -> str:
+        sizes = " and ".join(dict.fromkeys(f"{h}x{w}" for _, (h, w) in self.models))
+        return f"Mask R-CNN {'training step' if self.training else 'inference'} at {sizes}"
+
+    @property
+    def quick(self) -> bool:
+        """None is among the few cases of continuous integration: the heads alone take seconds."""
+        return False
+
+    def measure(self, settings: Settings) -> list[Row]:
+        """A row per detector, with the backbone's share of the time (in training: of the forward pass)."""
+        ways, numbers, clocks = {}, {}, {}
+        for config, size in self.models:
+            torch.manual_seed(0)
+            name = f"{config.removesuffix('.py')} at {size[0]}x{size[1]}"
+            model = _build(config).to(settings.device, settings.dtype).train(self.training)
+            ways[name], clocks[name] = _run(model, size, settings), _Clock(model)
+            result, memory = run_once(ways[name], settings.device)
+            _check_answers(name, result, self.training)
+            numbers[name] = {"peak_mb": memory / 1e6}
+            clocks[name].reset()
+        turns = in_turns(ways, settings.at_most(self.rounds))
+        about = environment(settings)
+        rows = []
+        for name, turn in turns.items():
+            more = {"images_per_s": 1000 / turn.median, "backbone_share": clocks[name].share, **numbers[name]}
+            rows.append(Row("detector", self.name, name, *turn.values, more, about))
+        return rows
+
+
+_R50 = "R50-FPN"
+_LSNET = "mask_rcnn_lsnet_t_1x.py"
+_PIIP = "mask_rcnn_piip_tsb_1120_896_448_1x.py"
+CASES = [
+    # What COCO's images of 640x480 become.
+    DetectorCase(((_R50, (800, 1088)), (_LSNET, (800, 1088)), (_PIIP, (672, 896))), training=False),
+    DetectorCase(((_R50, (448, 448)), (_LSNET, (448, 448)), (_PIIP, (448, 448))), training=True, rounds=1),
+]
+
+
+def _build(config: str) -> nn.Module:
+    if config == _R50:
+        return instantiate(_r50_fpn())
+    return instantiate(get_config(config).model)
+
+
+def _r50_fpn() -> DictConfig:
+    """Detectron2's Mask R-CNN with R50-FPN: our common heads, which are Detectron2's, on its ResNet."""
+    node = get_config(_PIIP).model
+    node.backbone.bottom_up = L(ResNet)(
+        stem=L(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),
+        stages=L(ResNet.make_default_stages)(depth=50, stride_in_1x1=True, norm="FrozenBN"),
+        out_features=["res2", "res3", "res4", "res5"],
+        freeze_at=2,
+    )
+    node.backbone.in_features = ["res2", "res3", "res4", "res5"]
+    return node
+
+
+def _run(model: nn.Module, size: tuple[int, int], settings: Settings) -> Callable[[], float | Instances]:
+    """What is timed: answers to an image, or the losses and gradients of one with random boxes and masks."""
+    # Without training nearly nothing is detected: one class is made likely, so that the mask head has work.
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.bias[:1] += 5
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, device=settings.device)
+    given = [{"image": image, "height": size[0], "width": size[1]}]
+    if not model.training:
+        return lambda: _no_grad(model, given)
+    corner = torch.rand(_OBJECTS, 2) * 0.6
+    boxes = torch.cat([corner, corner + 0.1 + 0.3 * torch.rand(_OBJECTS, 2)], 1) * torch.tensor(size[::-1]).repeat(2)
+    masks = torch.zeros(_OBJECTS, *size, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.long().tolist(), strict=True):
+        mask[y0:y1, x0:x1] = True
+    truth = Instances(size, gt_boxes=Boxes(boxes), gt_classes=torch.arange(_OBJECTS), gt_masks=BitMasks(masks))
+    given[0]["instances"] = truth
+
+    def step() -> float:
+        model.zero_grad(set_to_none=True)
+        loss = sum(model(given).values())
+        loss.backward()
+        return loss.item()
+
+    return step
+
+
+@torch.no_grad()
+def _no_grad(model: nn.Module, given: list[dict]) -> Instances:
+    return model(given)[0]["instances"]
+
+
+def _check_answers(name: str, result: float | Instances, training: bool) -> None:
+    good = 0 < result < 1e4 if training else len(result) > 0
+    if not good:
+        raise ArithmeticError(f"{name}: answers {result}; its time means nothing.")
+
+
+class _Clock:
+    """Follows how much of the time of a model's calls its backbone takes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.whole: list[float] = []
+        self.backbone: list[float] = []
+        for module, spent in ((model, self.whole), (model.backbone, self.backbone)):
+            module.register_forward_pre_hook(lambda *_, spent=spent: spent.append(-_now()))
+            module.register_forward_hook(lambda *_, spent=spent: spent.append(_now()))
+
+    def reset(self) -> None:
+        self.whole.clear()
+        self.backbone.clear()
+
+    @property
+    def share(self) -> float:
+        return sum(self.backbone) / sum(self.whole)
+
+
+def _now() -> float:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()

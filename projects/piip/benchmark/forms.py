@@ -1,0 +1,92 @@
+"""Networks in several forms: their outputs are compared, their cost is counted, then they run in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..analysis import analyze
+from .records import Row, environment
+from .timing import Settings, in_turns, run_once
+
+__all__ = ["Form", "check", "gmacs", "measure_forms", "relative_error"]
+
+# Relative error in the L2 norm between two forms of one network.
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to run a network.
+
+    Attributes:
+        run: takes the image.
+        image: (B, 3, H, W).
+        network: what is counted instead of ``run``, which computes as much.
+        like: name of another form whose outputs these must be.
+    """
+
+    run: nn.Module
+    image: Tensor
+    network: nn.Module | None = None
+    like: str | None = None
+
+
+def measure_forms(suite: str, case: str, forms: Mapping[str, Form], settings: Settings) -> list[Row]:
+    """A row for every form: times of inference, multiply-adds of an image, images per second and peak memory.
+
+    Raises:
+        ArithmeticError: when a form's outputs are not those of the form that it should be like.
+    """
+    results, numbers, counted = {}, {}, {}
+    with torch.inference_mode():
+        for name, form in forms.items():
+            results[name], memory = run_once(lambda form=form: form.run(form.image), settings.device)
+            numbers[name] = {"peak_mb": memory / 1e6}
+            if form.like is not None:
+                numbers[name]["error"] = check(f"{case}, {name}", results[name], results[form.like])
+        del results
+        for name, form in forms.items():
+            key = network, _ = form.network or form.run, form.image.shape[2:]
+            if key not in counted:
+                counted[key] = gmacs(network, form.image)
+            numbers[name]["gmacs"] = counted[key]
+        turns = in_turns({name: lambda form=form: form.run(form.image) for name, form in forms.items()}, settings)
+    about = environment(settings)
+    return [
+        Row(
+            suite,
+            case,
+            name,
+            *turn.values,
+            numbers={"images_per_s": len(forms[name].image) * 1000 / turn.median, **numbers[name]},
+            environment=about,
+        )
+        for name, turn in turns.items()
+    ]
+
+
+def gmacs(network: nn.Module, image: Tensor) -> float:
+    """Billions of multiply-adds for one image of this size, by one counter for all networks."""
+    return analyze(network, tuple(image.shape[2:])).total.macs / 1e9
+
+
+def check(name: str, result: object, expected: object) -> float:
+    """The relative error in the L2 norm, the largest one of several outputs.
+
+    Raises:
+        ArithmeticError: when it is too large for the dtype.
+    """
+    error = max(relative_error(a, b) for a, b in zip(tree_leaves(result), tree_leaves(expected), strict=True))
+    if not error < TOLERANCES[tree_leaves(result)[0].dtype]:
+        raise ArithmeticError(f"{name}: differs from the plain form by {error:.1e}; its time means nothing.")
+    return error
+
+
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    """Distance in the L2 norm, relative to what was expected."""
+    return float((result - expected).float().norm() / expected.float().norm())

@@ -1,0 +1,78 @@
+"""Accuracy as published against time as measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..model_zoo import published
+from .backbones import PEER_ACCURACY
+from .promise import comparisons
+from .records import Row
+
+__all__ = ["accuracy_figure"]
+
+Points = Mapping[str, tuple[float, float]]
+
+
+def accuracy_figure(rows: Sequence[Row]) -> Figure | None:
+    """PIIP's box AP and LSNet's top-1 against time relative to a peer; None when no such rows are there.
+
+    Times of different cases are of one run, but not of the same turns.
+    """
+    panels = [
+        ("Mask R-CNN 1x on COCO", "box AP, published", "time of the backbone with FPN / ViT-B's", _detectors(rows)),
+        ("ImageNet at 224", "top-1, published", "time of eight images / repvit_m0_9's", _classifiers(rows)),
+    ]
+    panels = [panel for panel in panels if panel[-1]]
+    if not panels:
+        return None
+    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+    for axes, (title, vertical, horizontal, points) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        axes.set(title=title, xlabel=horizontal, ylabel=vertical)
+        _scatter(axes, points)
+    return figure
+
+
+def _scatter(axes: Axes, points: Points) -> None:
+    for name, (x, y) in points.items():
+        ours = name.startswith(("PIIP", "LSNet"))
+        axes.plot(x, y, "o" if ours else "s", color="#D55E00" if ours else "#0072B2")
+        axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.margins(0.25, 0.15)
+    axes.grid(alpha=0.3)
+
+
+def _detectors(rows: Sequence[Row]) -> Points:
+    pairs = list(comparisons(rows))
+    unit = next((pair.vit.ms for pair in pairs if pair.vit.name.startswith("ViT-B 1024")), None)
+    if unit is None:
+        return {}
+    points = {}
+    for pair in pairs:
+        for row, entry in zip((pair.piip, pair.vit), pair.published, strict=True):
+            if entry.get("box_AP"):
+                name = row.case.split(" beside ")[0] if row is pair.piip else row.name.split(",")[0]
+                points.setdefault(name, (row.ms / unit, float(entry["box_AP"])))
+    return points
+
+
+def _classifiers(rows: Sequence[Row]) -> Points:
+    rows = [row for row in rows if row.suite == "backbones" and row.case.startswith("lsnet") and " B8 " in row.case]
+    unit = next((row.ms for row in rows if row.name == "repvit_m0_9"), None)
+    if unit is None:
+        return {}
+    points = {}
+    for row in rows:
+        name, size = row.name.removesuffix(", channels last"), row.case[6]
+        if row.name == "kernels, fused, channels last":
+            entry = published()[f"ImageNet-Classification/lsnet_{size}_300ep.py"]
+            points[f"LSNet-{size.upper()}"] = row.ms / unit, float(entry["top1"])
+        elif name in PEER_ACCURACY:  # the faster one of both orders in memory
+            known = points.get(name, (float("inf"), 0))
+            points[name] = min(known, (row.ms / unit, PEER_ACCURACY[name]))
+    return points

@@ -1,0 +1,100 @@
+"""PIIP's backbones: the published formulation, ours, and single ViTs, all with the FPN of a Mask R-CNN."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..modeling.fuse import fuse
+from .forms import Form, measure_forms
+from .peers import make_piip, make_vit, of_timm, randomise, with_fpn
+from .records import Row
+from .released import as_released
+from .timing import Settings
+
+__all__ = ["CASES", "PyramidCase"]
+
+
+@dataclass(frozen=True)
+class PyramidCase:
+    """Inference of one image by a PIIP and by single ViTs.
+
+    Attributes:
+        sizes: of the branches, highest resolution first, such as ``"TSB"``.
+        resolutions: pixels per side of each.
+        peers: sizes of the single ViTs.
+        peer_side: pixels per side that these see.
+        size: height and width of the image; a square of the highest resolution by default.
+        rounds: at most so many turns: one takes seconds.
+    """
+
+    sizes: str
+    resolutions: tuple[int, ...]
+    peers: str = "B"
+    peer_side: int = 1024
+    size: tuple[int, int] | None = None
+    rounds: int = 2
+
+    @property
+    def model(self) -> str:
+        """Name of the PIIP."""
+        return f"PIIP-{self.sizes} {'/'.join(map(str, self.resolutions))}"
+
+    @property
+    def name(self) -> str:
+        shown = f", image {self.size[0]}x{self.size[1]}" if self.size else ""
+        peers = " and ".join(f"ViT-{peer} {self.peer_side}" for peer in self.peers)
+        return f"{self.model}{shown}" + (f" beside {peers}" if peers else "")
+
+    @property
+    def quick(self) -> bool:
+        """Whether it is among the few cases of continuous integration."""
+        return max(self.resolutions) < 300
+
+    def measure(self, settings: Settings) -> list[Row]:
+        """Rows of the published form, ours, ours fused and compiled; then of the single ViTs, fused: ours and timm's.
+
+        Raises:
+            ArithmeticError: when two forms of one network do not agree.
+        """
+        torch.manual_seed(0)
+        make = partial(_image, settings)
+        image = make(self.size or (self.resolutions[0],) * 2)
+        model = _ready(with_fpn(make_piip(self.sizes, self.resolutions)), settings)
+        fused = fuse(model)
+        forms = {
+            "published form": Form(as_released(model), image),
+            "ours": Form(model, image, like="published form"),
+            "ours, fused": Form(fused, image, like="published form"),
+        }
+        if settings.compiled:
+            forms["ours, fused, compiled"] = Form(torch.compile(fused), image, fused, like="published form")
+        for peer in self.peers:
+            vit, name = _ready(with_fpn(make_vit(peer)), settings), f"ViT-{peer} {self.peer_side}"
+            picture = make((self.peer_side,) * 2)
+            forms[f"{name}, fused"] = Form(fuse(vit), picture)
+            if peer != "L":  # the same again would take a minute
+                timms = fuse(of_timm(vit, self.peer_side).eval().to(settings.device, settings.dtype))
+                forms[f"{name}, fused, timm"] = Form(timms, picture, like=f"{name}, fused")
+        return measure_forms("backbones", self.name, forms, settings.at_most(self.rounds))
+
+
+CASES = [
+    PyramidCase("TS", (224, 160), peers="S", peer_side=224),
+    PyramidCase("TSB", (1568, 1120, 672)),
+    PyramidCase("TSB", (1120, 896, 448)),
+    PyramidCase("TSB", (1120, 896, 448), peers="", size=(1120, 672)),
+    PyramidCase("SBL", (1120, 672, 448), peers="L"),
+    PyramidCase("SBL", (1568, 896, 672), peers=""),
+]
+
+
+def _ready(model: nn.Module, settings: Settings) -> nn.Module:
+    return randomise(model).eval().to(settings.device, settings.dtype)
+
+
+def _image(settings: Settings, size: tuple[int, int]) -> Tensor:
+    return torch.randn(1, 3, *size).to(settings.device, settings.dtype)

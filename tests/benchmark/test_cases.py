@@ -1,0 +1,119 @@
+"""Every suite's cases at their smallest: what is compared agrees, what disagrees is not timed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from piip.benchmark import Row, Settings, backbones, forms, pyramids
+from piip.benchmark.attention import AttentionCase
+from piip.benchmark.backbones import BackboneCase
+from piip.benchmark.data_loading import DataCase
+from piip.benchmark.detectors import DetectorCase
+from piip.benchmark.peers import VITS
+from piip.benchmark.pyramids import PyramidCase
+from piip.benchmark.scaling import ScalingCase, exponent
+from piip.benchmark.suites import SUITES, cases
+from piip.benchmark.training import TrainingCase
+from piip.errors import ConfigError
+
+ONCE = Settings(rounds=1, seconds=1e-6)
+
+
+@pytest.fixture(autouse=True)
+def tiny_vit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VITS, "X", (64, 3, 2))
+
+
+def by_name(rows: Sequence[Row]) -> dict[str, Row]:
+    assert all(row.ms > 0 and row.ratio > 0 for row in rows)
+    assert rows[0].ratio == 1
+    return {row.name: row for row in rows}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention(dtype: torch.dtype) -> None:
+    case = AttentionCase("small", 2, 64, 2, backward=True)
+    rows = by_name(case.measure(dataclasses.replace(ONCE, dtype=dtype)))
+    assert list(rows) == ["written out", "fused", "copy of q, k, v"]
+    # Forward: two products of 64 x 64 x 64 for each of four.
+    assert rows["fused"].numbers["gmacs"] == pytest.approx(3 * 2 * 4 * 64**3 / 1e9)
+    assert rows["fused"].numbers["error"] < 0.1
+
+
+def test_lsnet_in_all_forms() -> None:
+    case = BackboneCase("lsnet_t", ("mobilenetv4_conv_small",), batch=1, side=64)
+    rows = by_name(case.measure(ONCE))
+    assert next(iter(rows)) == "unfold"
+    assert {"kernels", "kernels, fused", "mobilenetv4_conv_small, channels last"} <= set(rows)
+    assert all(row.numbers["gmacs"] > 0 and row.numbers["peak_mb"] > 0 for row in rows.values())
+
+
+def test_piip_in_all_forms_and_single_vits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "gmacs", lambda network, image: 1.0)  # takes seconds
+    rows = by_name(PyramidCase("XX", (64, 32), peers="X", peer_side=64).measure(ONCE))
+    assert list(rows) == ["published form", "ours", "ours, fused", "ViT-X 64, fused", "ViT-X 64, fused, timm"]
+    for name in ("ours", "ours, fused", "ViT-X 64, fused, timm"):
+        assert rows[name].numbers["error"] < 1e-4
+    assert rows["ours"].numbers["peak_mb"] > 0
+
+
+def test_wrong_results_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyramids, "as_released", lambda model: torch.nn.Sequential(model, _Doubled()))
+    with pytest.raises(ArithmeticError, match=r"PIIP-XX 64/32, ours: differs from the plain form by 5\.0e-01"):
+        PyramidCase("XX", (64, 32), peers="").measure(ONCE)
+
+
+class _Doubled(torch.nn.Module):
+    def forward(self, maps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: 2 * x for name, x in maps.items()}
+
+
+@pytest.mark.parametrize("model", ["PIIP-XX", "LSNet-B"])
+def test_training_step(model: str) -> None:
+    resolutions = (128, 64) if model == "PIIP-XX" else (64,)
+    rows = by_name(TrainingCase(model, resolutions, 1).measure(ONCE))
+    if model == "PIIP-XX":
+        assert list(rows) == ["published form", "ours", "ours, recomputed"]
+        assert rows["ours, recomputed"].numbers["peak_mb"] < rows["ours"].numbers["peak_mb"]
+        assert rows["ours"].numbers["peak_mb"] < rows["published form"].numbers["peak_mb"]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_detector(training: bool) -> None:
+    case = DetectorCase((("quickstart/mask_rcnn_lsnet_digits.py", (128, 128)),), training)
+    (row,) = case.measure(ONCE)
+    assert 0 < row.numbers["backbone_share"] < 1
+    assert row.numbers["images_per_s"] == pytest.approx(1000 / row.ms)
+
+
+def test_data() -> None:
+    rows = by_name(DataCase(160).measure(ONCE))
+    assert list(rows)[:2] == ["mapper", "mapper, fast resize"]
+    assert rows["mapper, fast resize"].numbers["mean_difference"] < 0.1
+
+
+def test_scaling_and_exponents() -> None:
+    rows = ScalingCase("PIIP", "branches", (1, 2), side=64).measure(ONCE)
+    assert [(row.name, row.numbers["x"]) for row in rows] == [("branches 1", 1), ("branches 2", 2)]
+    assert rows[1].numbers["gmacs"] > rows[0].numbers["gmacs"]
+    assert exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+
+
+def test_suites_and_cases_by_name() -> None:
+    found = {suite: cases([suite]) for suite in SUITES if suite != "ops"}
+    for suite, members in found.items():
+        assert len({case.name for case in members}) == len(members), suite
+    assert [case.name for case in cases(["backbones"], words=["TSB 1568", "beside"])] == [
+        "PIIP-TSB 1568/1120/672 beside ViT-B 1024"
+    ]
+    assert set(backbones.CASES) < set(found["backbones"])
+    with pytest.raises(ConfigError, match=r"there is no suite 'backbone', but ops, .* Did you mean 'backbones'"):
+        cases(["backbone"])
+    with pytest.raises(ConfigError, match="no case has 'TSL' in its name; there are PIIP-TS 224/160"):
+        cases(["backbones"], words=["TSL"])
+    with pytest.raises(ConfigError, match="no case of memory is quick enough for --quick"):
+        cases(["memory"], quick=True)
