@@ -75,7 +75,7 @@ def resumed(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_two_processes_do_together() -> None:
-    assert len(CHECKS) == 7
+    assert len(CHECKS) == 8
     result = run_tool(*CHECKS, processes=2, script=two_processes.__file__)
     assert result.status == 0, result.output
 

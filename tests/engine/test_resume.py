@@ -41,7 +41,7 @@ def test_kills_anywhere_cost_nothing(undisturbed: Path, tmp_path: Path) -> None:
     draw = random.Random(1)
     kills = 0
     while kills < 60:
-        limit = {"kill_after": draw.uniform(0.1, 0.8)} if kills % 4 == 3 else {"kill_at_event": draw.randrange(3, 20)}
+        limit = {"kill_after": draw.uniform(0.1, 0.8)} if kills % 4 == 3 else {"kill_at_event": draw.randrange(3, 50)}
         if train(tmp_path, "train.max_iter=40", resume=kills > 0, **limit).status == 0:
             break
         kills += 1

@@ -6,6 +6,7 @@ run_tool("check_clipping", processes=2, script=...)
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import sys
 
@@ -20,7 +21,7 @@ from piip.compat import create_local_process_group
 from piip.engine import parallel
 from piip.engine.ema import ModelEMA
 from piip.errors import ConfigError
-from piip.modeling import PIIPClassifier, ViTBranch
+from piip.modeling import PIIPClassifier, TimmBranch, ViTBranch
 
 CPU = torch.device("cpu")
 
@@ -125,6 +126,30 @@ def check_scaler() -> None:
         assert scaler.get_scale() == 1.0
         moved = [name for name, p in model.named_parameters() if not torch.equal(whole(p), before[name])]
         assert not moved if broken else len(moved) > 0.9 * len(before), len(moved)
+
+
+def check_half_precision() -> None:
+    """Blocks compute in bfloat16 whatever they are given, and once more alike when they are computed again."""
+    torch.manual_seed(0)
+    alone = TimmBranch("test_vit", weights=None, use_act_checkpoint=True)  # which adds its positions in float32
+    together = spread(copy.deepcopy(alone), torch.bfloat16)
+    inside = set()
+    together.blocks[0].norm1.register_forward_hook(lambda module, inputs, output: inside.add(inputs[0].dtype))
+
+    def tokens(branch: TimmBranch, image: torch.Tensor) -> torch.Tensor:
+        return branch.run(branch.embed(image), 0, branch.num_blocks).tokens
+
+    for branch, batch, dtype in ((alone, images(), torch.float32), (together, mine(images()), torch.bfloat16)):
+        branch.forward = functools.partial(tokens, branch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            output = branch(torch.nn.functional.interpolate(batch, (160, 160)))
+        assert output.dtype == dtype
+        output.float().square().mean().backward()
+    assert inside == {torch.bfloat16}
+    for (name, one), (_, two) in zip(alone.named_parameters(), together.named_parameters(), strict=True):
+        found, expected = whole(two.grad), one.grad
+        assert found.dtype == torch.float32
+        assert (found - expected).norm() < 0.05 * expected.norm() + 1e-4, name
 
 
 def check_average() -> None:

@@ -207,15 +207,17 @@ def spread(model: nn.Module, mesh: Any, device: torch.device, dtype: torch.dtype
 
     fully_shard = _fully_shard()
     whole = {p for p in model.parameters() if not p.dim()}
-    # Inputs are autocast's business. Casting them here would not be repeated when activations are recomputed.
+    # FSDP would not repeat its casting of inputs when activations are recomputed.
     policies = [
         MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for kind in (None, dtype)
     ]
     parts = _parts(model)
     for part in parts:
-        policy = policies[not any(isinstance(m, _BatchNorm) for m in part.modules())]
-        fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=whole)
+        half = dtype is not None and not any(isinstance(m, _BatchNorm) for m in part.modules())
+        fully_shard(part, mesh=mesh, mp_policy=policies[half], ignored_params=whole)
+        if half:
+            part.register_forward_pre_hook(lambda module, inputs: _cast(inputs, dtype))
     fully_shard(model, mesh=mesh, mp_policy=policies[0], ignored_params=whole)
     if any(p.is_meta for p in model.parameters()):
         buffers = dict(model.named_buffers(remove_duplicate=False))
@@ -236,6 +238,13 @@ def _parts(model: nn.Module) -> list[nn.Module]:
         elif isinstance(module, InteractionUnit | BranchMerge | SimplePyramidNeck | StageNeck):
             found.append(module)
     return [part for part in dict.fromkeys(found) if any(p.dim() for p in part.parameters())]
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """The tensors of numbers in nested lists and tuples, in another type."""
+    if isinstance(value, list | tuple):
+        return type(value)(_cast(item, dtype) for item in value)
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _fully_shard() -> Any:
