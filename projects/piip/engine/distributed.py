@@ -19,7 +19,8 @@ from torch.multiprocessing import ProcessExitedException
 
 from ..compat import create_local_process_group
 from ..errors import ConfigError, UserError
-from .rendezvous import meet
+from ..stopping import Stopped
+from .rendezvous import meet, part
 
 __all__ = ["launch", "local_main_process_first"]
 
@@ -98,7 +99,15 @@ def _join(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace, u
     try:
         create_local_process_group(local_size)
         comm.synchronize()
-        return main(args)
+        try:
+            result = main(args)
+        except Stopped as stop:
+            if place and stop.together:
+                part(place["store"], rank, size)
+            raise
+        if place:
+            part(place["store"], rank, size)
+        return result
     finally:
         dist.destroy_process_group()
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from ..errors import RendezvousError
 
-__all__ = ["meet"]
+__all__ = ["meet", "part"]
 
 # Machines of one job start within seconds of each other, but the first import from a busy file system takes minutes.
 SECONDS = 300.0
@@ -62,6 +62,24 @@ def meet(rank: int, size: int) -> dist.Store:
             )
         time.sleep(0.05)
     return dist.PrefixStore("training", store)
+
+
+def part(store: dist.Store, rank: int, size: int, seconds: float = 60.0) -> None:
+    """Waits until all processes are done: one that leaves early may cut off what another still has to receive.
+
+    Args:
+        store: of :func:`meet`.
+        rank: of this process.
+        size: number of processes.
+        seconds: after which it leaves in any case.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        store.set(f"done/{rank}", "")
+        while not store.check([f"done/{r}" for r in range(size)]) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    except RuntimeError:
+        pass  # process 0, where the store is, has seen all of them and has left
 
 
 def _names(ranks: list[int], size: int) -> str:
