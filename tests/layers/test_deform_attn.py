@@ -30,14 +30,6 @@ def test_module_matches_reference_with_gradients():
         torch.testing.assert_close(parameter.grad, data[f"grad:{name}"], rtol=1e-4, atol=1e-5)
 
 
-def test_operator_gradients_by_finite_differences():
-    torch.manual_seed(0)
-    value = torch.randn(1, 12, 2, 3, dtype=torch.float64, requires_grad=True)
-    locations = torch.rand(1, 5, 2, 1, 4, 2, dtype=torch.float64, requires_grad=True)
-    weights = torch.rand(1, 5, 2, 1, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *x: deform_attn(x[0], [(3, 4)], *x[1:]), (value, locations, weights))
-
-
 def test_sampling_at_a_cell_centre_returns_that_cell_and_outside_zero():
     value = torch.arange(6.0).view(1, 6, 1, 1)  # a 2 x 3 map
     inside, outside = reference_points((2, 3), torch.device("cpu"))[4], torch.tensor([-1.0, 0.5])

@@ -19,8 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from piip.errors import ConfigError
 from piip.layers import ska, ska_reference
-from piip.layers.kernels import cpu_library
-from piip.layers.ska import _log_once, backends
+from piip.layers.kernels import choice, cpu_library
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "lsnet" / "ska_small.npz"
 CASES = [case["name"] for case in json.loads(GOLDENS.with_suffix(".json").read_text())["cases"]]
@@ -83,13 +82,13 @@ def memory_orders(x: Tensor, w: Tensor, grad: Tensor) -> dict[str, tuple[Tensor,
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("name", backends("cpu"))
+@pytest.mark.parametrize("name", choice.backends("ska", "cpu"))
 def test_backends_agree_with_the_definition(name: str, shape: tuple[int, ...]) -> None:
-    backend = backends("cpu")[name]
+    backend = choice.backends("ska", "cpu")[name]
     exact = gradients(ska_reference, *random_inputs(shape, torch.float64))
     for dtype, tolerance in TOLERANCES.items():
         for order, (x, w, grad) in memory_orders(*random_inputs(shape, dtype)).items():
-            if backend.obstacle(x, w):
+            if backend.missing() or backend.obstacle(x, w):
                 continue
             actual = backend.forward(x, w), *backend.backward(grad, x, w)
             for what, result, truth in zip(("out", "gx", "gw"), actual, exact, strict=True):
@@ -195,24 +194,40 @@ def test_says_what_does_not_fit(x: Tensor, w: Tensor, message: str) -> None:
         ska(x, w)
 
 
-def test_kernels_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("setting", ["eager", "cpp"])
+def test_kernels_can_be_chosen(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, w, _ = random_inputs(SHAPES["lsnet"])
-    monkeypatch.setenv("PIIP_KERNELS", "eager")
-    monkeypatch.setattr(backends("cpu")["cpp"], "forward", None)
+    for name, module in choice.backends("ska", "cpu").items():
+        if name != setting:
+            monkeypatch.setattr(module, "forward", None)
+    monkeypatch.setenv("PIIP_KERNELS", setting)
     torch.testing.assert_close(ska(x, w), ska_reference(x, w))
-    monkeypatch.setenv("PIIP_KERNELS", "cuda")
-    with pytest.raises(ConfigError, match="PIIP_KERNELS is 'cuda'"):
+
+
+@pytest.mark.parametrize(
+    ("setting", "shape", "message"),
+    [
+        ("cuda", "lsnet", "PIIP_KERNELS is 'cuda'; set it to 'auto', 'eager', 'cpp' or 'triton'"),
+        ("cpp", "5x5", "PIIP_KERNELS is 'cpp', but these kernels cannot be used for SKA: they do not take 25 taps"),
+    ],
+)
+def test_kernels_that_cannot_be_used_are_refused(
+    setting: str, shape: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, w, _ = random_inputs(SHAPES[shape])
+    monkeypatch.setenv("PIIP_KERNELS", setting)
+    with pytest.raises(ConfigError, match=message):
         ska(x, w)
 
 
 def test_log_says_once_what_the_kernels_do_not_take(caplog: pytest.LogCaptureFixture) -> None:
-    _log_once.cache_clear()
+    choice.log_once.cache_clear()
     x, w, _ = random_inputs(SHAPES["5x5"])
-    with caplog.at_level(logging.INFO, logger="piip.layers.ska"):
+    with caplog.at_level(logging.INFO, logger="piip.layers.kernels.choice"):
         for _ in range(2):
             ska(x, w)
     assert [record.getMessage() for record in caplog.records].count(
-        "SKA: the cpp kernels do not take 25 taps; slower ones do."
+        "SKA: slower kernels than cpp are used: they do not take 25 taps."
     ) == 1
 
 
@@ -234,6 +249,7 @@ def test_failed_build_is_told_and_not_fatal(
     source = tmp_path / "broken.cpp"
     source.write_text("no C++")
     assert cpu_library.load_library(source) is None
+    assert cpu_library.library_problem(source).startswith("broken.cpp could not be built or loaded: ")
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     (tmp_path / "other.cpp").write_text("int x;")

@@ -4,14 +4,14 @@ Everything runs on meta tensors, which have shapes but no memory: the largest de
 torch's FlopCounterMode counts products and convolutions as they are executed, so it needs neither a trace nor a rule
 per layer; fvcore's counter traces the model with torch.jit, which takes minutes for PIIP and leaves fused attention
 out. On the meta device attention runs as plain products, which FlopCounterMode sees (its fused CPU kernel it does
-not). Our own operators are counted by formula at their module, whatever backend they run on.
+not). Our own operators have formulas there, whatever backend they run on.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,7 +26,6 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import ConfigError, did_you_mean
-from ..layers import DeformAttn, MSDeformAttn
 from ..modeling import Branch
 from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.meta_arch import DINO, ImageClassifier, SemanticSegmentor
@@ -44,24 +43,6 @@ CONVENTIONS = (
 
 # Modules that are shown by their children; all others are one part.
 _SPLIT = {"backbone", "bottom_up", "branches", "network", "roi_heads", "transformer"}
-
-
-def _deform_attn_macs(module: DeformAttn, query: Tensor) -> int:
-    """Four taps and the attention weight for every sampled value."""
-    return 5 * query.shape[0] * query.shape[1] * module.num_points * module.value_proj.out_features
-
-
-def _ms_deform_attn_macs(module: MSDeformAttn, query: Tensor) -> int:
-    """The same at every level."""
-    samples = query.shape[0] * query.shape[1] * module.num_levels * module.num_points
-    return 5 * samples * module.value_proj.out_features
-
-
-# Operators that FlopCounterMode does not see: module class -> multiply-adds from the module and its first input.
-_OPERATORS: dict[type[nn.Module], Callable[[Any, Tensor], int]] = {
-    DeformAttn: _deform_attn_macs,
-    MSDeformAttn: _ms_deform_attn_macs,
-}
 
 
 @dataclass(frozen=True)
@@ -214,7 +195,7 @@ def _meta_copy(model: nn.Module) -> nn.Module:
 
 
 def _count_at_modules(model: nn.Module) -> dict[str, Cost]:
-    """Adds hooks that count activations and our operators; returns where they put what they count, by module."""
+    """Adds hooks that count activations; returns where they put what they count, by module."""
     seen: dict[str, Cost] = {}
 
     def add(path: str, cost: Cost) -> None:
@@ -223,9 +204,6 @@ def _count_at_modules(model: nn.Module) -> dict[str, Cost]:
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear | _ConvNd):
             module.register_forward_hook(lambda m, args, out, path=path: add(path, Cost(activations=out.numel())))
-        for kind, macs in _OPERATORS.items():
-            if isinstance(module, kind):
-                module.register_forward_hook(lambda m, args, out, p=path, f=macs: add(p, Cost(macs=f(m, args[0]))))
     return seen
 
 

@@ -21,7 +21,6 @@ _ANSWERS: Mapping[str, Callable[..., Any]] = {
     "aten::gelu": lambda x, **_: torch.empty_like(x),
     "aten::_safe_softmax": lambda x, *_: torch.empty_like(x),
     "aten::native_layer_norm": lambda x, *_: (torch.empty_like(x), x.new_empty(()), x.new_empty(())),
-    "aten::grid_sampler_2d": lambda x, grid, *_: x.new_empty(*x.shape[:2], *grid.shape[1:3]),
     "aten::upsample_bicubic2d": _resized,
     "aten::upsample_bilinear2d": _resized,
 }

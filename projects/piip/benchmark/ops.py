@@ -1,9 +1,9 @@
-"""SKA at LSNet's shapes: every backend beside the form that lays out all neighbourhoods."""
+"""Operators at the shapes of our models: every backend beside the form that lays everything out."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -11,19 +11,21 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..layers import ska_reference
-from ..layers.ska import backends
+from ..layers import deform_attn_reference, ska_reference
+from ..layers.deform_attn import reference_points, starting_offsets
+from ..layers.kernels.choice import backends
 from .records import Row, environment
 from .timing import Settings, in_turns, peak_memory
 
-__all__ = ["CASES", "OpCase"]
+__all__ = ["CASES", "DeformAttnCase", "OpCase"]
 
 # Relative error in the L2 norm that a row may have against float64.
 _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 # Inputs that a GPU cycles through, so that none is still in its cache.
 _GPU_BYTES = 256 * 2**20
 
-Inputs = tuple[Tensor, Tensor, Tensor]  # x, w, gradient of the output
+Inputs = tuple[Tensor, ...]  # the last one is the gradient of the output
+Way = tuple[Callable[..., tuple[Tensor, ...]], list[Inputs]]
 
 
 @dataclass(frozen=True)
@@ -59,30 +61,80 @@ class OpCase:
         Raises:
             ArithmeticError: when a result is wrong.
         """
-        inputs = self._inputs(settings)
-        ways = {"unfold": (partial(_plain, self.backward), inputs)}
-        for name, module in backends(settings.device).items():
+        inputs = _several(self._inputs, settings)
+        ways = {"unfold": (partial(_plain, ska_reference, self.backward), inputs)}
+        for name, module in backends("ska", settings.device).items():
             for order, given in {name: inputs, f"{name}, channels last": _channels_last(inputs)}.items():
-                if module.obstacle(*given[0][:2]) is None:
+                if (module.missing() or module.obstacle(*given[0][:2])) is None:
                     ways[order] = partial(_backend, module, self.backward), given
-        exact = _plain(self.backward, *(t.double() for t in inputs[0]))
-        numbers = {name: _checked(name, self.name, way, given[0], exact) for name, (way, given) in ways.items()}
-        ways["copy of x"] = (lambda x, w, grad: x.clone()), inputs
+        exact = _plain(ska_reference, self.backward, *(t.double() for t in inputs[0]))
+        return _rows(self.name, ways, exact, settings)
 
-        turns = in_turns({name: _cycling(way, given) for name, (way, given) in ways.items()}, settings)
-        about = environment(settings)
-        return [
-            Row("ops", self.name, name, t.median, t.minimum, t.spread, t.ratio, numbers.get(name, {}), about)
-            for name, t in turns.items()
-        ]
-
-    def _inputs(self, settings: Settings) -> list[Inputs]:
+    def _inputs(self, settings: Settings) -> Inputs:
         b, c, size = self.batch, self.channels, self.size
         shapes = (b, c, *size), (b, c // 8, 9, *size), (b, c, *size)
-        itemsize = settings.dtype.itemsize
-        count = 1 if settings.device == "cpu" else 1 + _GPU_BYTES // (itemsize * b * c * size[0] * size[1])
-        torch.manual_seed(0)
-        return [tuple(torch.randn(s, device=settings.device).to(settings.dtype) for s in shapes) for _ in range(count)]
+        return tuple(torch.randn(s, device=settings.device).to(settings.dtype) for s in shapes)
+
+
+@dataclass(frozen=True)
+class DeformAttnCase:
+    """Deformable attention from one branch of PIIP to another: one image and level, 16 heads, 4 points.
+
+    Attributes:
+        label: who looks at whom.
+        queries, cells: tokens per side of the branch that looks and of the one that is looked at.
+        dim: channels per head.
+        backward: whether gradients are computed, too.
+    """
+
+    label: str
+    queries: int
+    cells: int
+    dim: int
+    backward: bool
+
+    heads, points = 16, 4
+
+    @property
+    def name(self) -> str:
+        what = "forward + backward" if self.backward else "forward"
+        return f"deformable attention {self.label} {self.queries}^2 <- {self.cells}^2 D{self.dim} {what}"
+
+    @property
+    def quick(self) -> bool:
+        """Whether it is among the few cases of continuous integration."""
+        return self.label in ("B<-S", "T<-S")
+
+    def measure(self, settings: Settings) -> list[Row]:
+        """Rows of grid_sample, all backends, and a copy of the values for scale.
+
+        Raises:
+            ArithmeticError: when a result is wrong.
+        """
+        inputs, sizes = _several(self._inputs, settings), [self.cells, self.cells]
+
+        def reference(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+            return deform_attn_reference(value, [(self.cells, self.cells)], locations, weights)
+
+        ways = {"grid_sample": (partial(_plain, reference, self.backward), inputs)}
+        for name, module in backends("deform_attn", settings.device).items():
+            if (module.missing() or module.obstacle(*inputs[0][:3], sizes)) is None:
+                ways[name] = partial(_backend, module, self.backward, sizes=sizes), inputs
+        exact = _plain(reference, self.backward, *(t.double() for t in inputs[0]))
+        return _rows(self.name, ways, exact, settings)
+
+    def _inputs(self, settings: Settings) -> Inputs:
+        centres = reference_points((self.queries, self.queries), torch.device("cpu")).view(1, -1, 1, 1, 1, 2)
+        offsets = starting_offsets(self.heads, 1, self.points)
+        noise = torch.randn(1, self.queries**2, *offsets.shape) / 2
+        places = centres * self.cells + offsets + noise
+        # Between cells gradients jump, and rounding decides which one they have.
+        places = (places - 0.5).floor() + 0.5 + 0.02 + 0.96 * (places - 0.5).frac().abs()
+        weights = torch.randn(places.shape[:-1]).flatten(-2).softmax(-1).view(places.shape[:-1])
+        value = torch.randn(1, self.cells**2, self.heads, self.dim)
+        grad = torch.randn(1, self.queries**2, self.heads * self.dim)
+        inputs = value.to(settings.dtype), places / self.cells, weights, grad.to(settings.dtype)
+        return tuple(t.to(settings.device) for t in inputs)
 
 
 _LSNET_B = [((28, 28), 128), ((14, 14), 256), ((7, 7), 384)]
@@ -96,20 +148,52 @@ CASES = [
         (((100, 168), 128), 1),  # LSNet-B in detection
     ]
 ]
+CASES += [
+    DeformAttnCase(*shape, backward)  # PIIP-TSB at 1568, 1120 and 672 pixels
+    for backward in (False, True)
+    for shape in [("B<-S", 42, 70, 24), ("S<-B", 70, 42, 12), ("S<-T", 70, 98, 12), ("T<-S", 98, 70, 6)]
+]
 
 
-def _plain(backward: bool, x: Tensor, w: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+def _rows(case: str, ways: Mapping[str, Way], exact: tuple[Tensor, ...], settings: Settings) -> list[Row]:
+    """Checks all ways and times them, and a copy of their first input."""
+    numbers = {name: _checked(name, case, way, given[0], exact) for name, (way, given) in ways.items()}
+    _, inputs = next(iter(ways.values()))
+    scale = "copy of x" if len(inputs[0]) == 3 else "copy of value"
+    ways = {**ways, scale: (lambda x, *_: x.clone(), inputs)}
+    turns = in_turns({name: _cycling(way, given) for name, (way, given) in ways.items()}, settings)
+    about = environment(settings)
+    return [
+        Row("ops", case, name, t.median, t.minimum, t.spread, t.ratio, numbers.get(name, {}), about)
+        for name, t in turns.items()
+    ]
+
+
+def _several(make: Callable[[Settings], Inputs], settings: Settings) -> list[Inputs]:
+    """Inputs, on a GPU as many as its cache cannot hold."""
+    torch.manual_seed(0)
+    inputs = [make(settings)]
+    if settings.device != "cpu":
+        size = sum(t.nbytes for t in inputs[0])
+        inputs += [make(settings) for _ in range(_GPU_BYTES // size)]
+    return inputs
+
+
+def _plain(function: Callable[..., Tensor], backward: bool, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """What autograd makes of the reference."""
+    *inputs, grad = inputs
     if not backward:
-        return (ska_reference(x, w),)
-    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+        return (function(*inputs),)
+    inputs = [t.detach().requires_grad_() for t in inputs]
     with torch.enable_grad():
-        out = ska_reference(x, w)
-    return out.detach(), *torch.autograd.grad(out, (x, w), grad)
+        out = function(*inputs)
+    return out.detach(), *torch.autograd.grad(out, inputs, grad)
 
 
-def _backend(module: ModuleType, backward: bool, x: Tensor, w: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-    out = module.forward(x, w)
-    return (out, *module.backward(grad, x, w)) if backward else (out,)
+def _backend(module: ModuleType, backward: bool, *inputs: Tensor, **sizes: list[int]) -> tuple[Tensor, ...]:
+    *inputs, grad = inputs
+    out = module.forward(*inputs, **sizes)
+    return (out, *module.backward(grad, *inputs, **sizes)) if backward else (out,)
 
 
 def _channels_last(inputs: list[Inputs]) -> list[Inputs]:

@@ -1,8 +1,9 @@
 """Operators and small layers that know nothing of branches, pyramids or detectors."""
 
 from .attention import grid_attention
-from .deform_attn import DeformAttn, deform_attn
+from .deform_attn import DeformAttn
 from .ms_deform_attn import MSDeformAttn
+from .sampling import deform_attn, deform_attn_reference
 from .ska import ska, ska_reference
 from .windows import window_partition, window_unpartition
 
@@ -10,6 +11,7 @@ __all__ = [
     "DeformAttn",
     "MSDeformAttn",
     "deform_attn",
+    "deform_attn_reference",
     "grid_attention",
     "ska",
     "ska_reference",

@@ -1,4 +1,4 @@
-"""Deformable attention: the sampling operator and the module around it.
+"""Deformable attention between two token grids: the module around the operator.
 
 Source: Deformable DETR (arXiv:2010.04159), Eq. 2-3; PIIP (arXiv:2501.07783) uses one level, 4 points per head.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -15,48 +15,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .sampling import deform_attn
 
-__all__ = ["DeformAttn", "deform_attn", "reference_points"]
-
-
-def deform_attn(
-    value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-) -> Tensor:
-    """Samples every level at the given places and adds up the weighted samples (pure PyTorch reference).
-
-    Sampling is bilinear with zeros outside the map; a location of 0 is the outer edge of the first pixel, 1 the
-    outer edge of the last one (``align_corners=False``).
-
-    Args:
-        value: projected features of all levels, one level after the other.
-        spatial_shapes: ``(h, w)`` of every level.
-        sampling_locations: where to sample, ``(x, y)`` in units of the level's width and height.
-        attention_weights: weight of every sample.
-
-    Shape:
-        value (B, sum h*w, M, D), sampling_locations (B, Q, M, L, P, 2), attention_weights (B, Q, M, L, P)
-        -> (B, Q, M * D), for M heads of D channels, L levels and P points.
-    """
-    b, _, heads, dim = value.shape
-    queries = sampling_locations.shape[1]
-    # Heads move to the batch: grid_sample then reads one (D, h, w) map per image and head.
-    levels = value.split([h * w for h, w in spatial_shapes], dim=1)
-    grids = sampling_locations.mul(2).sub(1).transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P, 2)
-    weights = attention_weights.transpose(1, 2).flatten(0, 1)  # (B*M, Q, L, P)
-    out = value.new_zeros(())
-    for level, (x, (h, w)) in enumerate(zip(levels, spatial_shapes, strict=True)):
-        x = x.permute(0, 2, 3, 1).reshape(b * heads, dim, h, w)
-        sampled = F.grid_sample(
-            x, grids[:, :, level], mode="bilinear", padding_mode="zeros", align_corners=False
-        )  # (B*M, D, Q, P)
-        out = out + (sampled * weights[:, None, :, level]).sum(-1)
-    return out.view(b, heads * dim, queries).transpose(1, 2)
+__all__ = ["DeformAttn", "reference_points"]
 
 
-@functools.lru_cache(maxsize=64)
+def _cached(function: Callable[[tuple[int, int], torch.device], Tensor]) -> Callable[..., Tensor]:
+    """Remembers the latest few tensors, but none of a trace, which is no real one."""
+    remembering = functools.lru_cache(maxsize=64)(function)
+
+    @functools.wraps(function)
+    def call(grid_size: tuple[int, int], device: torch.device) -> Tensor:
+        return (function if torch.compiler.is_compiling() else remembering)(grid_size, device)
+
+    call.cache_clear = remembering.cache_clear
+    return call
+
+
+@_cached
 def reference_points(grid_size: tuple[int, int], device: torch.device) -> Tensor:
     """Centres of the cells of a grid, ``(x, y)`` in units of its width and height, row by row.
 
@@ -73,7 +49,7 @@ def reference_points(grid_size: tuple[int, int], device: torch.device) -> Tensor
         return torch.stack([x.expand(h, w), y[:, None].expand(h, w)], dim=-1).view(h * w, 2)
 
 
-@functools.lru_cache(maxsize=64)
+@_cached
 def cell_size(grid_size: tuple[int, int], device: torch.device) -> Tensor:
     """Width and height of a cell in units of its grid, (2,) float32; cached, since making it waits for the GPU."""
     with torch.inference_mode(False):
@@ -104,8 +80,8 @@ class DeformAttn(nn.Module):
     """Single-level multi-head deformable attention from one token grid to another.
 
     Each query looks at ``num_points`` places per head around its own relative position in the other grid; offsets
-    are in units of that grid's cells. Sampling places, weights and sampling are computed in float32 whatever the
-    autocast dtype, as in the released code: a bfloat16 coordinate resolves only 0.4 px on a 98-cell grid.
+    are in units of that grid's cells. Places, weights and sums are in float32 whatever the autocast dtype, as in the
+    released code: a bfloat16 coordinate resolves only 0.4 px on a 98-cell grid. Values stay in that dtype.
 
     Args:
         dim: width of the queries.
@@ -162,5 +138,5 @@ class DeformAttn(nn.Module):
             weights = linear_float32(self.attention_weights, q).view(b, n, m, 1, p)
             centres = reference_points(query_grid, query.device).view(1, n, 1, 1, 1, 2)
             locations = centres + offsets * cell_size(feat_grid, query.device)
-            out = deform_attn(value.float().unflatten(-1, (m, -1)), [feat_grid], locations, weights.softmax(dim=-1))
-        return self.output_proj(out.to(value.dtype))
+            out = deform_attn(value.unflatten(-1, (m, -1)), [feat_grid], locations, weights.softmax(dim=-1))
+        return self.output_proj(out)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .deform_attn import cell_size, deform_attn, linear_float32, starting_offsets
+from .deform_attn import cell_size, linear_float32, starting_offsets
+from .sampling import deform_attn
 
 __all__ = ["MSDeformAttn"]
 
@@ -21,7 +22,7 @@ class MSDeformAttn(nn.Module):
     """Multi-scale deformable attention: every query looks at a few places in every level.
 
     Places are relative to a reference of the query: around a point, in cells of the level; in a box, in units of half
-    its size divided by the number of points. Places, weights and sampling are in float32 whatever the autocast dtype.
+    its size divided by the number of points. Places, weights and sums are in float32 whatever the autocast dtype.
 
     Args:
         dim: width of queries and features.
@@ -89,5 +90,5 @@ class MSDeformAttn(nn.Module):
             else:
                 unit = reference[..., 2:] * (0.5 / p)
             locations = reference[..., :2] + offsets * unit
-            out = deform_attn(value.float().unflatten(-1, (m, -1)), grids, locations, weights.view(b, n, m, levels, p))
-        return self.output_proj(out.to(value.dtype))
+            out = deform_attn(value.unflatten(-1, (m, -1)), grids, locations, weights.view(b, n, m, levels, p))
+        return self.output_proj(out)

@@ -7,11 +7,7 @@ Source: LSNet (arXiv:2503.23135), Sec. 3.2.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import logging
 import math
-import os
 from types import ModuleType
 
 import torch
@@ -20,12 +16,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..errors import ConfigError
-from .kernels import ska_cpp, ska_eager
+from .kernels import ska_eager
+from .kernels.choice import choose
 from .kernels.memory import dense_like
 
-__all__ = ["backends", "ska", "ska_reference"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["ska", "ska_reference"]
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -95,44 +90,13 @@ def _check(x: Tensor, w: Tensor) -> None:
         )
 
 
-@functools.cache
-def backends(device_type: str) -> dict[str, ModuleType]:
-    """What may run the operator on a kind of device, by name, preferred ones first; plain PyTorch is always there.
-
-    Modules with ``forward(x, w)``, ``backward(grad, x, w)`` and ``obstacle(x, w)``, which says why these tensors cannot
-    be taken, or None. All want weights of the dtype of ``x``.
-    """
-    modules = {"eager": ska_eager}
-    if device_type == "cpu":
-        modules = {"cpp": ska_cpp, **modules}
-    # Importing Triton takes time, and machines without GPU may lack it.
-    if device_type == "cuda" and importlib.util.find_spec("triton") is not None:
-        modules = {"triton": importlib.import_module(".kernels.ska_triton", __package__), **modules}
-    return modules
-
-
-def _backend(x: Tensor, w: Tensor) -> ModuleType:
-    """The first backend that takes these tensors; ``PIIP_KERNELS=eager`` leaves plain PyTorch alone."""
-    setting = os.environ.get("PIIP_KERNELS", "auto")
-    if setting not in ("auto", "eager"):
-        raise ConfigError(f"PIIP_KERNELS is {setting!r}; set it to 'auto' or 'eager', or unset it.")
-    if setting == "eager" or x.numel() == 0:
-        return ska_eager
-    for name, module in backends(x.device.type).items():
-        if (obstacle := module.obstacle(x, w)) is None:
-            return module
-        _log_once(f"SKA: the {name} kernels do not take {obstacle}; slower ones do.")
-    raise AssertionError("plain PyTorch takes everything")
-
-
-@functools.cache
-def _log_once(message: str) -> None:
-    logger.info(message)
+def _kernels(x: Tensor, w: Tensor) -> ModuleType:
+    return choose("ska", x, w) if x.numel() else ska_eager
 
 
 @torch.library.custom_op("piip::ska", mutates_args=())
 def _ska(x: Tensor, w: Tensor) -> Tensor:
-    return _backend(x, w).forward(x, w)
+    return _kernels(x, w).forward(x, w)
 
 
 @_ska.register_fake
@@ -142,7 +106,7 @@ def _(x: Tensor, w: Tensor) -> Tensor:
 
 @torch.library.custom_op("piip::ska_backward", mutates_args=())
 def _ska_backward(grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    return _backend(x, w).backward(grad, x, w)
+    return _kernels(x, w).backward(grad, x, w)
 
 
 @_ska_backward.register_fake

@@ -1,5 +1,5 @@
 """What operators run on: plain PyTorch, C++ built on demand, Triton.
 
-Each module of an operator has ``forward``, ``backward`` and ``obstacle(x, w)``, which says why it cannot take these
-tensors. The operator chooses between them.
+Each module of an operator has ``forward`` and ``backward``; ``missing()``, which says why this machine cannot run it,
+or None; and ``obstacle(*inputs)``, which says why it cannot take these tensors, or None. :mod:`.choice` picks one.
 """

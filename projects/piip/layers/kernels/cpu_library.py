@@ -23,11 +23,12 @@ from pathlib import Path
 
 from iopath.common.file_io import get_cache_dir
 
-__all__ = ["load_library"]
+__all__ = ["library_problem", "load_library"]
 
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 120
+_problems: dict[Path, str] = {}
 # OpenMP's threads are those of torch, which brings the same library; Apple's compiler has none.
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", *([] if sys.platform == "darwin" else ["-fopenmp"])]
 
@@ -41,9 +42,14 @@ def load_library(source: Path) -> ctypes.CDLL | None:
             _build(source, path)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or error
-        logger.warning(f"{source.name} could not be built or loaded: {detail}")
+        _problems[source] = f"{source.name} could not be built or loaded: {getattr(error, 'stderr', None) or error}"
+        logger.warning(_problems[source])
         return None
+
+
+def library_problem(source: Path) -> str | None:
+    """Why :func:`load_library` gives None, or None where it gives a library."""
+    return None if load_library(source) else _problems[source]
 
 
 def _library_path(source: Path) -> Path:

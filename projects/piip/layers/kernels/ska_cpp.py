@@ -8,26 +8,31 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .cpu_library import load_library
+from .cpu_library import library_problem, load_library
 from .memory import dense, dense_like, is_channels_last
 
-__all__ = ["backward", "forward", "obstacle"]
+__all__ = ["backward", "forward", "missing", "obstacle"]
 
 _SOURCE = Path(__file__).with_name("ska_cpu.cpp")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
+def missing() -> str | None:
+    """Why this machine cannot run the kernels, or None; builds them."""
+    return library_problem(_SOURCE)
+
+
 def obstacle(x: Tensor, w: Tensor) -> str | None:
     """Why the kernels cannot take these tensors, or None."""
     if x.device.type != "cpu":
-        return f"{x.device.type} tensors"
+        return f"they do not take {x.device.type} tensors"
     if x.dtype not in _DTYPES:
-        return f"{x.dtype}"
+        return f"they do not take {x.dtype}"
     if w.shape[2] != 9:
-        return f"{w.shape[2]} taps"
+        return f"they do not take {w.shape[2]} taps"
     if x.shape[1] % w.shape[1]:
-        return f"{x.shape[1]} channels with {w.shape[1]} weight channels"
-    return None if load_library(_SOURCE) else "anything, since they could not be built or loaded"
+        return f"they do not take {x.shape[1]} channels with {w.shape[1]} weight channels"
+    return None
 
 
 def forward(x: Tensor, w: Tensor) -> Tensor:

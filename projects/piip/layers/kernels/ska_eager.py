@@ -15,12 +15,16 @@ from torch import Tensor
 
 from .memory import dense_like, is_channels_last
 
-__all__ = ["backward", "forward", "obstacle"]
+__all__ = ["backward", "forward", "missing", "obstacle"]
 
 # Elements of x per block, whose buffers then take 16 MB in float32; smaller ones leave threads without work.
 _BLOCK = 1024 * 1024
 # Rows of so many pixels are copied side by side: PyTorch is slow at short ones.
 _NARROW = 16
+
+
+def missing() -> None:
+    """Nothing is."""
 
 
 def obstacle(x: Tensor, w: Tensor) -> None:
@@ -30,8 +34,8 @@ def obstacle(x: Tensor, w: Tensor) -> None:
 def forward(x: Tensor, w: Tensor) -> Tensor:
     """See :func:`piip.layers.ska`."""
     out = dense_like(x)
-    if missing := -x.shape[1] % w.shape[1]:
-        return out.copy_(forward(_more_channels(x, missing), w)[:, : x.shape[1]])
+    if lacking := -x.shape[1] % w.shape[1]:
+        return out.copy_(forward(_more_channels(x, lacking), w)[:, : x.shape[1]])
     maps = _maps(x, w)
     for block_x, block_w, block_out in maps.blocks(x, w, out):
         values, weights = maps.spread(block_x, maps.margin), maps.spread(block_w)
@@ -46,8 +50,8 @@ def forward(x: Tensor, w: Tensor) -> Tensor:
 def backward(grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`forward` with respect to ``x`` and ``w``."""
     gx, gw = dense_like(x), torch.empty_like(w)
-    if missing := -x.shape[1] % w.shape[1]:
-        more, gw = backward(_more_channels(grad, missing), _more_channels(x, missing), w)
+    if lacking := -x.shape[1] % w.shape[1]:
+        more, gw = backward(_more_channels(grad, lacking), _more_channels(x, lacking), w)
         return gx.copy_(more[:, : x.shape[1]]), gw
     maps = _maps(x, w)
     for block_x, block_w, block_grad, block_gx, block_gw in maps.blocks(x, w, grad, gx, gw):

@@ -17,22 +17,27 @@ from torch import Tensor
 
 from .memory import dense, dense_like, is_channels_last
 
-__all__ = ["backward", "forward", "obstacle"]
+__all__ = ["backward", "forward", "missing", "obstacle"]
 
 # Elements of x per program.
 _BLOCK = 512
 _MAX_GROUPS = 64
 
 
+def missing() -> str | None:
+    """Why this machine cannot run the kernels, or None."""
+    return None if torch.cuda.is_available() else "there is no CUDA device"
+
+
 def obstacle(x: Tensor, w: Tensor) -> str | None:
     """Why the kernels cannot take these tensors, or None."""
     if x.device.type != "cuda":
-        return f"{x.device.type} tensors"
+        return f"they do not take {x.device.type} tensors"
     if (groups := math.ceil(x.shape[1] / w.shape[1])) > _MAX_GROUPS:
-        return f"{groups} channels that share weights"
+        return f"they do not take {groups} channels that share weights"
     # Offsets inside an image are of 32 bits.
     if max(t[0].numel() for t in (x, w)) >= 2**31:
-        return "images of 2**31 elements"
+        return "they do not take images of 2**31 elements"
     return None
 
 
