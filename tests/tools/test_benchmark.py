@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from piip.benchmark import Row, append
 from piip.errors import ConfigError, DataError
 
 SMALLEST = ["ops", "--only", "7x7 C256", "--only", "B1 forward", "--rounds", "3", "--seconds", "0.005"]
@@ -55,8 +56,33 @@ def test_measures_records_and_finds_what_became_slower(
 
     # One at whose rows nothing can be compared.
     old.write_text(json.dumps({**rows[0], "environment": {"dtype": "bfloat16"}}) + "\n")
-    with pytest.raises(DataError, match="has none of these rows at this device, dtype and number of threads"):
+    with pytest.raises(DataError, match=r"old\.jsonl cannot be compared with: the two have none of"):
         tool(*SMALLEST, "--compare", old)
+
+
+def test_two_files_are_compared_and_reported(
+    tool: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    files = [tmp_path / "old.jsonl", tmp_path / "new.jsonl"]
+    for path, ratio in zip(files, (2.0, 3.0), strict=True):
+        append(path, [Row("ops", "a case", "a way", ms=1, min_ms=1, spread=0, ratio=ratio)])
+    assert tool("compare", *files) == 0
+    assert "a case, a way: 2.00x -> 3.00x" in capsys.readouterr().out
+    assert tool("compare", *reversed(files)) == 1
+    assert "slower than in" in capsys.readouterr().err
+    assert tool("report", *files, "--page", tmp_path / "speed.md") == 0
+    assert "| a way | 3.00    | 0%" in (tmp_path / "speed.md").read_text()
+
+
+def test_bad_numbers_are_refused(tool: Callable[..., int]) -> None:
+    with pytest.raises(ConfigError, match="--rounds 0: give at least 1"):
+        tool("ops", "--rounds", "0")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_told(tool: Callable[..., int]) -> None:
+    with pytest.raises(ConfigError, match="--device cuda: torch sees no CUDA device here"):
+        tool("ops", "--device", "cuda")
 
 
 def test_unknown_case_is_told(tool: Callable[..., int]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..model_zoo import published
+from ..model_zoo.zoo import published
 from .backbones import PEER_ACCURACY
 from .promise import comparisons
 from .records import Row

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from ..model_zoo import published
+from ..model_zoo.zoo import published
 from .records import Row
 
 __all__ = ["Comparison", "comparisons", "promise_table"]

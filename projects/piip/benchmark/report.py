@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from matplotlib import rc_context
 from tabulate import tabulate
 
 from ..checkpoint.files import write_atomically
@@ -72,10 +73,11 @@ def write_report(rows: Sequence[Row], page: str | os.PathLike) -> None:
     text = markdown(rows, page.with_suffix(".svg").name if figure is not None else None)
     write_atomically(page, lambda file: file.write(text.encode()))
     if figure is not None:
-        # Without a date, so that equal rows give equal files.
-        write_atomically(
-            page.with_suffix(".svg"), lambda file: figure.savefig(file, format="svg", metadata={"Date": None})
-        )
+        # Without a date and random names inside, so that equal rows give equal files.
+        with rc_context({"svg.hashsalt": "piip"}):
+            write_atomically(
+                page.with_suffix(".svg"), lambda file: figure.savefig(file, format="svg", metadata={"Date": None})
+            )
 
 
 def markdown(rows: Iterable[Row], plot: str | None = None) -> str:
