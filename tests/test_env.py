@@ -45,8 +45,22 @@ def test_collect_and_problems_agree_with_the_installed_packages():
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["devices"][0].startswith("CPU")
     assert set(facts["backends"]) == set(env.OPTIONAL)
+    assert re.match(r"SKA: (cpp|eager).*; deformable attention: (cpp|eager)", facts["kernels"]["cpu"])
     assert not [problem for problem in env.problems() if problem.fatal]
     assert env.require_detectron2() is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("eager", "SKA: eager (PIIP_KERNELS); deformable attention: eager (PIIP_KERNELS)"),
+        ("triton", "SKA: none, PIIP_KERNELS is 'triton', but"),
+        ("fast", "SKA: none, PIIP_KERNELS is 'fast'; set it to"),
+    ],
+)
+def test_says_what_operators_run_on(setting: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIIP_KERNELS", setting)
+    assert env.collect()["kernels"]["cpu"].startswith(message)
 
 
 def test_a_bare_python_gets_every_remedy_and_status_1(bare_python):

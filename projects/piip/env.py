@@ -13,12 +13,13 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from piip import __version__
-from piip.errors import DependencyError
+from piip.errors import ConfigError, DependencyError
 
 __all__ = ["Problem", "collect", "exit_without_detectron2", "problems", "require_detectron2"]
 
@@ -238,7 +239,8 @@ def _pip_install(*distributions: str) -> str:
 
 
 def collect() -> dict[str, Any]:
-    """The facts: ``versions`` (name -> text), ``devices`` (list of text), ``backends`` (name -> state).
+    """The facts: ``versions`` (name -> text), ``devices`` (list of text), ``backends`` (name -> state), ``kernels``
+    (what our operators run on, by kind of device).
 
     A state is ``usable``, or says why not.
     """
@@ -267,14 +269,37 @@ def collect() -> dict[str, Any]:
             devices.append(f"cuda:{index}, {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}")
         if backends["Triton"] == "usable" and not torch.cuda.is_available():
             backends["Triton"] = "installed, but there is no CUDA device"
-    return {"versions": versions, "devices": devices, "backends": backends}
+    usable = torch_problem is None or not torch_problem.fatal
+    return {"versions": versions, "devices": devices, "backends": backends, "kernels": _kernels() if usable else {}}
+
+
+def _kernels() -> dict[str, str]:
+    """What each operator runs on, and why not on something faster; builds the C++ kernels if that was not done yet."""
+    import torch
+
+    try:
+        from piip.layers.kernels.choice import OPERATORS, in_use
+    except ImportError as error:  # something that we require is missing, which is told as a problem
+        return {"cpu": f"unknown ({error})"}
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    return {
+        device: "; ".join(_kernel(in_use, op, name, device) for op, name in OPERATORS.items()) for device in devices
+    }
+
+
+def _kernel(in_use: Callable[[str, str], str], operator: str, name: str, device: str) -> str:
+    try:
+        return f"{name}: {in_use(operator, device)}"
+    except ConfigError as error:
+        return f"{name}: none, {str(error).rstrip('.')}"
 
 
 def main() -> int:
     """Prints the facts and the problems; returns 1 where one of these makes piip unusable."""
     facts = collect()
     rows = [*facts["versions"].items(), *(("device", device) for device in facts["devices"])]
-    for name, value in [*rows, *facts["backends"].items()]:
+    kernels = [(f"kernels on {device}", text) for device, text in facts["kernels"].items()]
+    for name, value in [*rows, *facts["backends"].items(), *kernels]:
         print(f"{name:<18}{value}")
     found = problems()
     for problem in found:

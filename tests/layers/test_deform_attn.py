@@ -50,6 +50,17 @@ def test_coordinates_stay_float32_under_autocast():
     assert (out.float() - expected).norm() / expected.norm() < 0.03
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_whole_module_in_another_precision(dtype):
+    torch.manual_seed(0)
+    module = DeformAttn(32, 16)
+    query, feat = torch.randn(1, 6, 32), torch.randn(1, 20, 16)
+    expected = module(query, feat, (2, 3), (4, 5))
+    out = module.to(dtype)(query.to(dtype), feat.to(dtype), (2, 3), (4, 5))
+    assert out.dtype == dtype
+    assert (out.float() - expected).norm() < (1e-2 if dtype == torch.bfloat16 else 1e-6) * expected.norm()
+
+
 def test_points_cached_in_inference_mode_serve_training():
     module = DeformAttn(32, 32)
     x = torch.randn(1, 6, 32)

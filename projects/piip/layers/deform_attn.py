@@ -71,9 +71,14 @@ def starting_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor
     return (rays[:, None, None] * steps[:, None]).expand(num_heads, num_levels, num_points, 2)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision becomes float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def linear_float32(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A linear layer in float32, also of a half-precision model."""
-    return F.linear(x, layer.weight.float(), layer.bias.float())
+    """A linear layer in float32 or float64, also of a half-precision model."""
+    return F.linear(x, at_least_float32(layer.weight), at_least_float32(layer.bias))
 
 
 class DeformAttn(nn.Module):
@@ -133,7 +138,7 @@ class DeformAttn(nn.Module):
         value = self.value_proj(feat)
         # Meta tensors, on which models are counted, know no autocast.
         with nullcontext() if query.is_meta else torch.autocast(query.device.type, enabled=False):
-            q = query.float()
+            q = at_least_float32(query)
             offsets = linear_float32(self.sampling_offsets, q).view(b, n, m, 1, p, 2)
             weights = linear_float32(self.attention_weights, q).view(b, n, m, 1, p)
             centres = reference_points(query_grid, query.device).view(1, n, 1, 1, 1, 2)

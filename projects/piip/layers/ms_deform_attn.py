@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .deform_attn import cell_size, linear_float32, starting_offsets
+from .deform_attn import at_least_float32, cell_size, linear_float32, starting_offsets
 from .sampling import deform_attn
 
 __all__ = ["MSDeformAttn"]
@@ -81,10 +81,10 @@ class MSDeformAttn(nn.Module):
             value = value.masked_fill(padding[..., None], 0.0)
         # Meta tensors, on which models are counted, know no autocast.
         with nullcontext() if query.is_meta else torch.autocast(query.device.type, enabled=False):
-            q = query.float()
+            q = at_least_float32(query)
             offsets = linear_float32(self.sampling_offsets, q).view(b, n, m, levels, p, 2)
             weights = linear_float32(self.attention_weights, q).view(b, n, m, levels * p).softmax(dim=-1)
-            reference = reference.float()[:, :, None, :, None]
+            reference = at_least_float32(reference)[:, :, None, :, None]
             if reference.shape[-1] == 2:
                 unit = torch.stack([cell_size(tuple(grid), query.device) for grid in grids])[:, None]
             else:
