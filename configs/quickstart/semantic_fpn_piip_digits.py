@@ -17,12 +17,12 @@ optimizer.lr = 1e-3
 optimizer.params.lr_decay_rate = 1.0  # nothing is pretrained
 train.update(
     output_dir="./output/quickstart/semantic_fpn_piip_digits",
-    max_iter=1200,
+    max_iter=1000,
     seed=1,
-    eval_period=400,
+    eval_period=500,
     clip_grad=dict(enabled=True, max_norm=1.0, norm_type=2.0),
 )
-train.checkpointer.period = 400
+train.checkpointer.period = 500
 train.best_checkpointer.metric = "sem_seg/mIoU"
 
 model.backbone = mask_rcnn.backbone
