@@ -82,7 +82,7 @@ def test_on_a_gpu_that_is_not_there() -> None:
     """Attention is fused there, too: twice the sides make four times the tokens, not sixteen times the weights."""
     model = tiny_piip()
     small, large = (saved_bytes(model, (4, side, side), None)[0] for side in (192, 384))
-    assert large / small == pytest.approx(4, rel=0.01)
+    assert large / small == pytest.approx(4, rel=0.02)  # what does not grow: sizes of grids, few weights
     # Autocast to bf16 keeps less than float32 does, but normalisations and sampling in float32.
     assert small / 2 < saved_bytes(model, (4, 192, 192), torch.bfloat16)[0] < small
 
