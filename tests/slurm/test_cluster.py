@@ -12,7 +12,8 @@ import submitit
 
 from tests.slurm.cluster import SlurmCluster
 
-pytestmark = pytest.mark.slurm
+# What uses the cluster tests it, too; these take a minute.
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
 def submit(cluster: SlurmCluster, log: Path, line: str, *options: str) -> str:

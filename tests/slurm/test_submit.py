@@ -365,6 +365,7 @@ def test_on_this_machine(jobs_find_the_tests: None, tmp_path: Path, capsys: pyte
     assert_undisturbed(tmp_path, steps)
 
 
+@pytest.mark.slow
 def test_cancelled_on_this_machine(jobs_find_the_tests: None, tmp_path: Path) -> None:
     assert cli.main(["--executor", "local", *tiny(tmp_path, "train.max_iter=1000", "model.pause=0.3")]) == 0
     (note,) = tmp_path.glob("slurm/*/job.json")
