@@ -29,6 +29,7 @@ INSTALL_DETECTRON2 = "python tools/install_detectron2.py"
 # told there). torch, torchvision and Detectron2 are looked at one by one.
 REQUIRED = {
     "timm": "timm",
+    "pyyaml": "yaml",
     "numpy": "numpy",
     "pillow": "PIL",
     "fvcore": "fvcore",
