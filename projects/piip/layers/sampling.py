@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..errors import ConfigError
+from .exporting import is_exporting
 from .kernels import deform_attn_eager
 from .kernels.choice import choose
 
@@ -54,7 +55,7 @@ def deform_attn(
     if not value.is_meta and torch.is_autocast_enabled(device) and value.dtype != torch.float64:
         value = value.to(torch.get_autocast_dtype(device))
     _check(value, spatial_shapes, sampling_locations, attention_weights)
-    if torch.onnx.is_in_onnx_export():
+    if is_exporting():
         # Of operators that ONNX has.
         return deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
     sizes = [side for shape in spatial_shapes for side in shape]

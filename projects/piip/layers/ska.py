@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..errors import ConfigError
+from .exporting import is_exporting
 from .kernels import ska_eager
 from .kernels.choice import choose
 from .kernels.memory import dense_like
@@ -50,7 +51,7 @@ def ska(x: Tensor, w: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype(device)
         x, w = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, w))
     _check(x, w)
-    if torch.onnx.is_in_onnx_export():
+    if is_exporting():
         return ska_reference(x, w)  # of operators that ONNX has
     # Rounding is part of the operator; doing it here saves the backward pass from keeping more than is used.
     return _ska(x, w.to(x.dtype))
