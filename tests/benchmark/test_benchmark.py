@@ -30,6 +30,10 @@ def test_what_takes_longer_than_a_turn_is_called_once_per_round() -> None:
     matrix = torch.randn(512, 512)
     in_turns({"long": lambda: calls.append(matrix @ matrix)}, Settings(rounds=3, seconds=1e-6))
     assert len(calls) == 3
+    # What the caller has called before is the first round.
+    timing = in_turns({"long": lambda: calls.append(1)}, Settings(rounds=2, seconds=1e-6), {"long": 1e6})["long"]
+    assert len(calls) == 4
+    assert timing.median > 4e5
 
 
 def test_peak_memory_counts_what_is_alive_at_once() -> None:
@@ -41,9 +45,10 @@ def test_peak_memory_counts_what_is_alive_at_once() -> None:
         return y.add_(1).exp()
 
     assert peak_memory(chain, "cpu") == pytest.approx(600_000, abs=100)  # and some numbers
-    result, memory = run_once(lambda: x.clone(), "cpu")
-    assert torch.equal(result, x)
-    assert memory == 400_000
+    once = run_once(lambda: x.clone(), SHORT)
+    assert torch.equal(once.result, x)
+    assert once.peak == 400_000
+    assert once.ms > 0
 
 
 def test_operators_cannot_be_faster_than_the_floor() -> None:

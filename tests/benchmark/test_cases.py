@@ -47,8 +47,8 @@ def test_attention(dtype: torch.dtype) -> None:
 def test_lsnet_in_all_forms() -> None:
     case = BackboneCase("lsnet_t", ("mobilenetv4_conv_small",), batch=1, side=64)
     rows = by_name(case.measure(ONCE))
-    assert next(iter(rows)) == "unfold"
-    assert {"kernels", "kernels, fused", "mobilenetv4_conv_small, channels last"} <= set(rows)
+    assert next(iter(rows)) == "unfold, fused"
+    assert {"plain PyTorch, fused", "kernels", "kernels, fused", "mobilenetv4_conv_small, channels last"} <= set(rows)
     assert all(row.numbers["gmacs"] > 0 and row.numbers["peak_mb"] > 0 for row in rows.values())
 
 
@@ -79,12 +79,23 @@ def test_training_step(model: str) -> None:
     if model == "PIIP-XX":
         assert list(rows) == ["published form", "ours", "ours, recomputed"]
         assert rows["ours, recomputed"].numbers["peak_mb"] < rows["ours"].numbers["peak_mb"]
-        assert rows["ours"].numbers["peak_mb"] < rows["published form"].numbers["peak_mb"]
+        assert rows["ours, recomputed"].numbers["saved_mb"] < rows["ours"].numbers["saved_mb"]
+
+
+def test_activations_of_single_parts_are_recomputed() -> None:
+    rows = by_name(TrainingCase("PIIP-XX", (128, 64), 1, parts=True).measure(ONCE))
+    saved = {name: row.numbers["saved_mb"] for name, row in rows.items()}
+    parts = ["ours, X at 128 recomputed", "ours, X at 64 recomputed", "ours, interactions recomputed"]
+    assert all(saved["ours, recomputed"] < saved[name] < saved["ours"] for name in parts)
+    # What the parts save together is what all save at once.
+    assert sum(saved["ours"] - saved[name] for name in parts) == pytest.approx(
+        saved["ours"] - saved["ours, recomputed"]
+    )
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_detector(training: bool) -> None:
-    case = DetectorCase((("quickstart/mask_rcnn_lsnet_digits.py", (128, 128)),), training)
+    case = DetectorCase("Mask R-CNN", (("quickstart/mask_rcnn_lsnet_digits.py", (128, 128)),), training)
     (row,) = case.measure(ONCE)
     assert 0 < row.numbers["backbone_share"] < 1
     assert row.numbers["images_per_s"] == pytest.approx(1000 / row.ms)

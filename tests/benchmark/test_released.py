@@ -33,6 +33,17 @@ def test_equals_ours_forward_and_backward() -> None:
         torch.testing.assert_close(results[1][name], expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
+def test_nothing_of_what_makes_ours_fast_is_left() -> None:
+    model = with_fpn(make_piip("XX", (96, 64)))
+    ours = {type(m) for m in model.modules() if type(m).__module__.startswith("piip.")}
+    shared = {type(m) for m in as_released(model).modules() if type(m).__module__.startswith("piip.modeling")}
+    # What is left of ours only calls what is in it.
+    assert {kind.__name__ for kind in shared & ours} == {"FPN", "PIIP", "SimplePyramidNeck", "_GridBlock"}
+    with torch.no_grad():
+        tokens = as_released(model).bottom_up.branches[0].embed(torch.randn(1, 3, 64, 96)).tokens
+    assert tokens.transpose(1, 2).is_contiguous()
+
+
 def test_interactions_run_in_float32_in_half_precision_too() -> None:
     torch.manual_seed(0)
     model = randomise(make_piip("XX", (64, 32))).bfloat16().eval()

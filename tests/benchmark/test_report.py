@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from piip.benchmark import Row
+from piip.benchmark.goals import GOALS, Goal, goals_table
 from piip.benchmark.memory import images_that_fit
 from piip.benchmark.report import markdown, write_report
+from piip.benchmark.suites import cases
 from piip.errors import DataError
 
 CPU = {"device": "x86_64", "processor": "2 cores", "threads": 1, "dtype": "float32", "clock": "process time"}
@@ -51,6 +54,33 @@ def test_page() -> None:
     assert "exponent 2.00, memory with 1.00" in page
     assert "float32_gflops" not in page
     assert "| 2026-11-21 |" in page
+
+
+def test_goals_tell_the_case_furthest_from_them() -> None:
+    case = "deformable attention T<-S 98^2 <- 70^2 D6 forward"
+    rows = [
+        row("ops", case, "grid_sample", 10, 1, extra_mb=40),
+        row("ops", case, "eager", 5, 2, extra_mb=10),
+        row("ops", case, "cpp", 1, 10, extra_mb=4),
+        row("ops", case, "copy of value", 0.1, 100),
+        *(row("ops", case.replace("T<-S", "B<-S"), name, 5, ratio) for name, ratio in (("grid_sample", 1), ("cpp", 2))),
+    ]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in goals_table(rows).splitlines()]
+    name = "deformable attention, {} / grid_sample, D6"
+    assert [name.format("plain PyTorch"), ">= 1.05 times as fast", "", "2.00", "yes"] in lines
+    assert [name.format("kernels"), ">= 2.4 times as fast", "", "2.00", "no"] in lines
+    memory = Goal("memory", ".* T<-S .*", "cpp", "grid_sample", 0.5, kind="of the memory")
+    assert memory.measured(rows) == pytest.approx(0.1)
+    assert memory.reached(0.1)
+    assert not memory.reached(0.6)
+    assert "products in bfloat16 run at 0.25 times the rate" in goals_table(rows)
+    assert goals_table([dataclasses.replace(r, environment=GPU) for r in rows]) == ""
+
+
+def test_goals_are_about_cases_that_there_are() -> None:
+    names = [case.name for case in cases(["ops", "backbones"])]
+    for goal in GOALS:
+        assert any(re.fullmatch(goal.cases, name) for name in names), goal.what
 
 
 def test_only_a_gpus_times_and_rates_are_told() -> None:

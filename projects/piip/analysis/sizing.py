@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from ..engine.config import load_config
 from ..errors import ConfigError, did_you_mean
+from ..modeling import SingleBranch
+from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.without_weights import build_on_meta
 from .activations import activation_bytes
 from .complexity import analyze, natural_size
@@ -220,16 +222,18 @@ def measure(config: str, opts: Sequence[str] = ()) -> Model:
         opts: overrides ``key=value``.
 
     Raises:
-        ConfigError: for a config without a model whose activations can be recomputed.
+        ConfigError: for a config without a PIIP or a baseline of one branch.
     """
     cfg = load_config(config, list(opts))
     if cfg.get("model") is None:
         raise ConfigError(f"config {config!r} has no model to size.")
     model = build_on_meta(cfg.model)
-    network = next((m for m in model.modules() if hasattr(m, "interactions")), None)
+    network = next((m for m in model.modules() if isinstance(m, BranchPyramid | SingleBranch)), None)
     if network is None:
-        raise ConfigError(f"config {config!r}: {type(model).__name__} contains no PIIP; only these are sized.")
-    checkpointing = network.use_act_checkpoint
+        raise ConfigError(
+            f"config {config!r}: {type(model).__name__} contains no PIIP and no baseline of it; only these are sized."
+        )
+    checkpointing = getattr(getattr(network, "branch", network), "use_act_checkpoint", False)
     complexity = analyze(model, (natural_size(model),) * 2)
     saved = {}
     for enable in (False, True):

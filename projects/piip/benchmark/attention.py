@@ -59,15 +59,17 @@ class AttentionCase:
             return (out.detach(), *torch.autograd.grad(out, qkv, grad)) if self.backward else (out,)
 
         ways = {"written out": lambda: run(_written_out), "fused": lambda: run(F.scaled_dot_product_attention)}
-        results = {name: run_once(way, settings.device) for name, way in ways.items()}
-        error = check(f"{self.name}, fused", results["fused"][0], results["written out"][0])
+        results = {name: run_once(way, settings) for name, way in ways.items()}
+        error = check(f"{self.name}, fused", results["fused"].result, results["written out"].result)
         # Two products forward, four more backward (and fused attention computes one of the first two again).
         products = 6 if self.backward else 2
         gmacs = products * self.windows * self.heads * self.tokens**2 * 64 / 1e9
-        numbers = {name: {"gmacs": gmacs, "peak_mb": memory / 1e6} for name, (_, memory) in results.items()}
+        numbers = {name: {"gmacs": gmacs, "peak_mb": once.peak / 1e6} for name, once in results.items()}
         numbers["fused"]["error"] = error
+        first = {name: once.ms for name, once in results.items()}
+        del results
         ways["copy of q, k, v"] = lambda: [t.detach().clone() for t in qkv]
-        turns = in_turns(ways, settings.at_most(5))
+        turns = in_turns(ways, settings.at_most(5), first)
         about = environment(settings)
         return [Row("ops", self.name, name, *turn.values, numbers.get(name, {}), about) for name, turn in turns.items()]
 

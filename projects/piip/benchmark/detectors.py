@@ -7,12 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from detectron2.config import LazyCall as L
+from detectron2 import model_zoo
 from detectron2.config import instantiate
-from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-from omegaconf import DictConfig
 from torch import nn
 
 from ..model_zoo import get_config
@@ -26,22 +24,24 @@ _OBJECTS = 7  # of an image, as in COCO on average
 
 @dataclass(frozen=True)
 class DetectorCase:
-    """Mask R-CNNs, each at the size that it was published with.
+    """Detectors of one kind, each at the size that it was published with.
 
     Attributes:
+        kind: ``"Mask R-CNN"`` or ``"RetinaNet"``.
         models: name of a config, or ``"R50-FPN"`` for Detectron2's, and height and width of the image it gets.
         training: a training step (forward and backward) instead of inference.
         rounds: at most so many turns: one takes seconds.
     """
 
+    kind: str
     models: tuple[tuple[str, tuple[int, int]], ...]
-    training: bool
+    training: bool = False
     rounds: int = 2
 
     @property
     def name(self) -> str:
         sizes = " and ".join(dict.fromkeys(f"{h}x{w}" for _, (h, w) in self.models))
-        return f"Mask R-CNN {'training step' if self.training else 'inference'} at {sizes}"
+        return f"{self.kind} {'training step' if self.training else 'inference'} at {sizes}"
 
     @property
     def quick(self) -> bool:
@@ -50,17 +50,16 @@ class DetectorCase:
 
     def measure(self, settings: Settings) -> list[Row]:
         """A row per detector, with the backbone's share of the time (in training: of the forward pass)."""
-        ways, numbers, clocks = {}, {}, {}
+        ways, numbers, clocks, first = {}, {}, {}, {}
         for config, size in self.models:
             torch.manual_seed(0)
             name = f"{config.removesuffix('.py')} at {size[0]}x{size[1]}"
-            model = _build(config).to(settings.device, settings.dtype).train(self.training)
+            model = _build(config, self.kind).to(settings.device, settings.dtype).train(self.training)
             ways[name], clocks[name] = _run(model, size, settings), _Clock(model)
-            result, memory = run_once(ways[name], settings.device)
-            _check_answers(name, result, self.training)
-            numbers[name] = {"peak_mb": memory / 1e6}
-            clocks[name].reset()
-        turns = in_turns(ways, settings.at_most(self.rounds))
+            once = run_once(ways[name], settings)
+            _check_answers(name, once.result, self.training)
+            numbers[name], first[name] = {"peak_mb": once.peak / 1e6}, once.ms
+        turns = in_turns(ways, settings.at_most(self.rounds), first)
         about = environment(settings)
         rows = []
         for name, turn in turns.items():
@@ -70,39 +69,31 @@ class DetectorCase:
 
 
 _R50 = "R50-FPN"
+_R50_CONFIGS = {"Mask R-CNN": "common/models/mask_rcnn_fpn.py", "RetinaNet": "common/models/retinanet.py"}
 _LSNET = "mask_rcnn_lsnet_t_1x.py"
 _PIIP = "mask_rcnn_piip_tsb_1120_896_448_1x.py"
 CASES = [
     # What COCO's images of 640x480 become.
-    DetectorCase(((_R50, (800, 1088)), (_LSNET, (800, 1088)), (_PIIP, (672, 896))), training=False),
-    DetectorCase(((_R50, (448, 448)), (_LSNET, (448, 448)), (_PIIP, (448, 448))), training=True, rounds=1),
+    DetectorCase("Mask R-CNN", ((_R50, (800, 1088)), (_LSNET, (800, 1088)), (_PIIP, (672, 896)))),
+    DetectorCase("RetinaNet", ((_R50, (800, 1088)), ("retinanet_lsnet_t_1x.py", (800, 1088)))),
+    DetectorCase("Mask R-CNN", ((_R50, (448, 448)), (_LSNET, (448, 448)), (_PIIP, (448, 448))), training=True),
 ]
 
 
-def _build(config: str) -> nn.Module:
-    if config == _R50:
-        return instantiate(_r50_fpn())
-    return instantiate(get_config(config).model)
-
-
-def _r50_fpn() -> DictConfig:
-    """Detectron2's Mask R-CNN with R50-FPN: our common heads, which are Detectron2's, on its ResNet."""
-    node = get_config(_PIIP).model
-    node.backbone.bottom_up = L(ResNet)(
-        stem=L(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),
-        stages=L(ResNet.make_default_stages)(depth=50, stride_in_1x1=True, norm="FrozenBN"),
-        out_features=["res2", "res3", "res4", "res5"],
-        freeze_at=2,
-    )
-    node.backbone.in_features = ["res2", "res3", "res4", "res5"]
-    return node
+def _build(config: str, kind: str) -> nn.Module:
+    if config != _R50:
+        return instantiate(get_config(config).model)
+    model = model_zoo.get_config(_R50_CONFIGS[kind]).model
+    model.backbone.bottom_up.freeze_at = 2  # as all its recipes do
+    return instantiate(model)
 
 
 def _run(model: nn.Module, size: tuple[int, int], settings: Settings) -> Callable[[], float | Instances]:
     """What is timed: answers to an image, or the losses and gradients of one with random boxes and masks."""
-    # Without training nearly nothing is detected: one class is made likely, so that the mask head has work.
+    # Without training nearly nothing is detected: one class is made likely, so that what follows has work.
+    scores = model.roi_heads.box_predictor.cls_score if hasattr(model, "roi_heads") else model.head.cls_score
     with torch.no_grad():
-        model.roi_heads.box_predictor.cls_score.bias[:1] += 5
+        scores.bias[:1] += 5
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, device=settings.device)
     given = [{"image": image, "height": size[0], "width": size[1]}]
     if not model.training:
@@ -145,10 +136,6 @@ class _Clock:
         for module, spent in ((model, self.whole), (model.backbone, self.backbone)):
             module.register_forward_pre_hook(lambda *_, spent=spent: spent.append(-_now()))
             module.register_forward_hook(lambda *_, spent=spent: spent.append(_now()))
-
-    def reset(self) -> None:
-        self.whole.clear()
-        self.backbone.clear()
 
     @property
     def share(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from ..analysis import analyze
 from .records import Row, environment
 from .timing import Settings, in_turns, run_once
 
-__all__ = ["Form", "check", "gmacs", "measure_forms", "relative_error"]
+__all__ = ["Form", "check", "compiled", "gmacs", "measure_forms", "relative_error", "with_same_weights"]
 
 # Relative error in the L2 norm between two forms of one network.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
@@ -42,20 +43,22 @@ def measure_forms(suite: str, case: str, forms: Mapping[str, Form], settings: Se
     Raises:
         ArithmeticError: when a form's outputs are not those of the form that it should be like.
     """
-    results, numbers, counted = {}, {}, {}
+    results, numbers, first, counted = {}, {}, {}, {}
     with torch.inference_mode():
         for name, form in forms.items():
-            results[name], memory = run_once(lambda form=form: form.run(form.image), settings.device)
-            numbers[name] = {"peak_mb": memory / 1e6}
+            once = run_once(lambda form=form: form.run(form.image), settings)
+            results[name], first[name] = once.result, once.ms
+            numbers[name] = {"peak_mb": once.peak / 1e6}
             if form.like is not None:
                 numbers[name]["error"] = check(f"{case}, {name}", results[name], results[form.like])
-        del results
+        del results, once
         for name, form in forms.items():
             key = network, _ = form.network or form.run, form.image.shape[2:]
             if key not in counted:
                 counted[key] = gmacs(network, form.image)
             numbers[name]["gmacs"] = counted[key]
-        turns = in_turns({name: lambda form=form: form.run(form.image) for name, form in forms.items()}, settings)
+        ways = {name: lambda form=form: form.run(form.image) for name, form in forms.items()}
+        turns = in_turns(ways, settings, first)
     about = environment(settings)
     return [
         Row(
@@ -68,6 +71,15 @@ def measure_forms(suite: str, case: str, forms: Mapping[str, Form], settings: Se
         )
         for name, turn in turns.items()
     ]
+
+
+def compiled(network: nn.Module, image: Tensor) -> nn.Module:
+    """A copy that torch.compile has made faster for images of this size; its first call, which takes long, is over."""
+    network = copy.deepcopy(network)
+    network.compile(dynamic=False)
+    with torch.inference_mode():
+        network(image)
+    return network
 
 
 def gmacs(network: nn.Module, image: Tensor) -> float:
@@ -90,3 +102,8 @@ def check(name: str, result: object, expected: object) -> float:
 def relative_error(result: Tensor, expected: Tensor) -> float:
     """Distance in the L2 norm, relative to what was expected."""
     return float((result - expected).float().norm() / expected.float().norm())
+
+
+def with_same_weights(model: nn.Module) -> nn.Module:
+    """A copy of the modules around the same parameters and buffers."""
+    return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})

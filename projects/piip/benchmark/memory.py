@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ..analysis.activations import activation_bytes, peak_bytes
-from ..analysis.complexity import natural_size
+from ..analysis.activations import peak_bytes
+from ..analysis.sizing import Assumptions, measure, plan
 from ..model_zoo import get_config
-from ..modeling import SingleBranch
-from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.without_weights import build_on_meta
 from .records import Row, environment
 from .timing import Settings
@@ -18,8 +16,7 @@ __all__ = ["CASES", "GPUS", "MemoryCase", "images_that_fit"]
 GPUS = (8, 16, 24, 48, 80)  # GB
 # What is left for the rest: one block's activations while it is recomputed, scratch memory, the allocator's gaps.
 USABLE = 0.8
-_MOMENTS = 16  # bytes per parameter: weight, gradient and two averages in float32
-_COPY = 2  # bytes per parameter: autocast's copy of the weights
+_ONE_GPU = Assumptions(gpus_per_node=1, images_per_gpu=1)
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class MemoryCase:
 
     @property
     def name(self) -> str:
-        return f"{self.config.removesuffix('.py')} in bfloat16"
+        return f"{self.config} in bfloat16"
 
     @property
     def quick(self) -> bool:
@@ -42,16 +39,16 @@ class MemoryCase:
         return False
 
     def measure(self, settings: Settings) -> list[Row]:
-        """Rows of inference, training, and training with activations recomputed; nothing runs, so no times."""
-        model = build_on_meta(get_config(self.config).model)
-        side = natural_size(model)
-        params = sum(p.numel() for p in model.parameters())
-        ways = {"inference": (_COPY * params, peak_bytes(model.backbone, (side, side)))}
-        networks = [m for m in model.modules() if isinstance(m, BranchPyramid | SingleBranch)]
+        """Rows of inference, training, and training with activations recomputed; nothing runs, so no times.
+
+        Training is what :func:`~piip.analysis.sizing.plan` says of one GPU.
+        """
+        model = measure(self.config)
+        backbone = build_on_meta(get_config(self.config).model).backbone
+        ways = {"inference": (2 * model.params, peak_bytes(backbone, model.size))}  # 2 bytes each
         for name, recompute in {"training": False, "training, recomputed": True}.items():
-            for network in networks:
-                network.set_grad_checkpointing(recompute)
-            ways[name] = (_MOMENTS + _COPY) * params, sum(activation_bytes(model, (side, side)))
+            trained = replace(model, checkpointing=recompute)
+            ways[name] = plan(trained, "DDP", 1, _ONE_GPU).memory - trained.saved, trained.saved
         about = environment(settings)
         return [
             Row("memory", self.name, name, numbers={"fixed_gb": f / 1e9, "image_gb": i / 1e9}, environment=about)
@@ -62,12 +59,12 @@ class MemoryCase:
 CASES = [
     MemoryCase(config)
     for config in (
-        "mask_rcnn_piip_tsb_1120_896_448_1x.py",
-        "mask_rcnn_piip_tsb_1568_1120_672_1x.py",
-        "mask_rcnn_piip_sbl_1120_672_448_1x.py",
-        "mask_rcnn_piip_sbl_1568_896_672_1x.py",
-        "mask_rcnn_vit_b_1024_1x.py",
-        "mask_rcnn_vit_l_1024_1x.py",
+        "mask_rcnn_piip_tsb_1120_896_448_1x",
+        "mask_rcnn_piip_tsb_1568_1120_672_1x",
+        "mask_rcnn_piip_sbl_1120_672_448_1x",
+        "mask_rcnn_piip_sbl_1568_896_672_1x",
+        "mask_rcnn_vit_b_1024_1x",
+        "mask_rcnn_vit_l_1024_1x",
     )
 ]
 

@@ -1,15 +1,16 @@
 """PIIP as it is published: the same weights, computed step by step as papers and released code describe it.
 
-Only for comparison: what our own modules do otherwise to be fast is undone here. Windows are cut and joined in every
-block; interactions run in float32, whatever the type of the network, with reference points made anew and all samples
-of deformable attention laid out; maps lie in memory channel by channel.
+Only for comparison: what our own modules do otherwise to be fast is undone here. Patches become tokens without a copy,
+so that tokens and maps lie in memory channel by channel; windows are cut and joined in every block; residual
+connections are sums of scaled terms; interactions run deformable attention in float32, whatever the type of the
+network, with reference points made anew and all samples laid out; the pyramid is made by transposed convolutions.
+Attention within a branch is torch's fused one, in place of the fused kernel that the released code has for GPUs.
 
 Source: PIIP (arXiv:2501.07783), Sec. 3; Deformable DETR (arXiv:2010.04159), Eq. 2-3, in its plain PyTorch form.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -18,11 +19,12 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..layers.deform_attn import DeformAttn
-from ..layers.windows import window_partition, window_unpartition
 from ..modeling import PIIP
 from ..modeling.branches import BranchState, ViTBranch
 from ..modeling.interaction import ConvFFN, Injector, InteractionUnit
 from ..modeling.merging import BranchMerge
+from ..modeling.necks import Doubling
+from .forms import with_same_weights
 
 __all__ = ["as_released"]
 
@@ -37,8 +39,7 @@ def as_released(model: nn.Module) -> nn.Module:
         ConfigError: for a PIIP with parts that have no such form here: it is there for ViT branches, deformable
             attention and the simple pyramid.
     """
-    memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    model = copy.deepcopy(model, memo)
+    model = with_same_weights(model)
     for module in list(model.modules()):
         module.__class__ = _RELEASED.get(type(module), type(module))
     networks = [m for m in model.modules() if isinstance(m, PIIP)]
@@ -59,6 +60,12 @@ def _is_released(network: PIIP) -> bool:
 
 
 class _Branch(ViTBranch):
+    def embed(self, image: Tensor) -> BranchState:
+        x = self.patch_embed.proj(image)
+        pos = self.pos_embed.float().reshape(1, *self.pos_grid, -1).permute(0, 3, 1, 2)
+        pos = F.interpolate(pos, size=x.shape[2:], mode="bicubic", align_corners=False)
+        return BranchState((x.flatten(2) + pos.flatten(2).to(x.dtype)).transpose(1, 2), (x.shape[2], x.shape[3]))
+
     def run(self, state: BranchState, start: int, stop: int) -> BranchState:
         x = state.tokens
         for block, window in zip(self.blocks[start:stop], self.window_sizes[start:stop], strict=True):
@@ -68,10 +75,26 @@ class _Branch(ViTBranch):
 
     def _attention(self, attn: nn.Module, x: Tensor, grid_size: tuple[int, int], window: int) -> Tensor:
         if window:
-            x = window_partition(x.unflatten(1, grid_size), window).flatten(1, 2)
+            x = _cut(x, grid_size, window)
         qkv = attn.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        x = attn.proj(F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2))
-        return window_unpartition(x.unflatten(1, (window, window)), grid_size).flatten(1, 2) if window else x
+        x = F.scaled_dot_product_attention(*qkv).transpose(1, 2).flatten(2)
+        return attn.proj(_joined(x, grid_size, window) if window else x)
+
+
+def _cut(x: Tensor, grid_size: tuple[int, int], side: int) -> Tensor:
+    """Tokens (B, h*w, C) to windows (B * windows, side * side, C), with zeros where a window exceeds the grid."""
+    x = x.unflatten(1, grid_size)
+    x = F.pad(x, (0, 0, 0, -grid_size[1] % side, 0, -grid_size[0] % side))
+    b, h, w, c = x.shape
+    return x.view(b, h // side, side, w // side, side, c).transpose(2, 3).reshape(-1, side**2, c)
+
+
+def _joined(x: Tensor, grid_size: tuple[int, int], side: int) -> Tensor:
+    """The inverse of :func:`_cut`."""
+    (h, w), c = grid_size, x.shape[-1]
+    rows, columns = -(-h // side), -(-w // side)
+    x = x.view(-1, rows, columns, side, side, c).transpose(2, 3).reshape(-1, rows * side, columns * side, c)
+    return x[:, :h, :w].flatten(1, 2)
 
 
 class _Unit(InteractionUnit):
@@ -145,6 +168,7 @@ class _Merge(BranchMerge):
 
 
 _RELEASED = {
+    Doubling: nn.ConvTranspose2d,
     ViTBranch: _Branch,
     InteractionUnit: _Unit,
     Injector: _Injector,

@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from ..checkpoint.files import write_atomically
 from ..errors import DataError
+from .goals import goals_table
 from .memory import GPUS, USABLE, images_that_fit
 from .plot import accuracy_figure
 from .promise import promise_table
@@ -58,6 +59,7 @@ _INTRODUCTIONS = {
 }
 # Names of numbers in the tables, with digits after the point.
 _NUMBERS = {"images_per_s": ("images/s", 2), "gmacs": ("GMACs", 3), "peak_mb": ("peak MB", 1), "extra_mb": ("MB", 2)}
+_NUMBERS["saved_mb"] = ("saved MB", 1)
 
 
 def write_report(rows: Sequence[Row], page: str | os.PathLike) -> None:
@@ -89,8 +91,7 @@ def markdown(rows: Iterable[Row], plot: str | None = None) -> str:
     """
     rows = list({row.key: row for row in rows}.values())
     parts = [_HEAD, _machines(rows)]
-    if promise := promise_table(rows):
-        parts.append(promise)
+    parts += [section for section in (promise_table(rows), goals_table(rows)) if section]
     if plot is not None:
         parts.append(f"![Published accuracy against measured time]({plot})\n")
     for suite, (title, _) in SUITES.items():

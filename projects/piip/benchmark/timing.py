@@ -8,12 +8,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
-__all__ = ["Settings", "Timing", "in_turns", "peak_memory", "run_once"]
+__all__ = ["Once", "Settings", "Timing", "in_turns", "peak_memory", "run_once"]
 
 
 @dataclass(frozen=True)
@@ -67,24 +68,28 @@ class Timing:
         return self.median, self.minimum, self.spread, self.ratio
 
 
-def in_turns(functions: Mapping[str, Callable[[], object]], settings: Settings) -> dict[str, Timing]:
+def in_turns(
+    functions: Mapping[str, Callable[[], object]], settings: Settings, first: Mapping[str, float] | None = None
+) -> dict[str, Timing]:
     """Times functions against each other: all of them in every round, so that a disturbance meets all.
 
-    Where all take longer than a turn, there is no warm-up beyond what the caller did to check their results.
+    Where all take longer than a turn, there is no warm-up: their first calls are the first round.
 
     Args:
         functions: what to call; the ratios are to the first one.
         settings: how long and where.
+        first: milliseconds of the first calls, for those that the caller made.
     """
-    warm = {name: _time(function, 1, settings) for name, function in functions.items()}
+    warm = dict(first or {})
+    warm |= {name: _time(function, 1, settings) for name, function in functions.items() if name not in warm}
     times: dict[str, list[float]] = {name: [] for name in functions}
     if min(warm.values()) > 2000 * settings.seconds:
         times = {name: [value] for name, value in warm.items()}
     repeats = {name: _repeats(function, warm[name], settings) for name, function in functions.items()}
-    while len(first := next(iter(times.values()))) < settings.rounds:
+    while len(unit := next(iter(times.values()))) < settings.rounds:
         for name, function in functions.items():
             times[name].append(_time(function, repeats[name], settings))
-    return {name: _summary(values, first) for name, values in times.items()}
+    return {name: _summary(values, unit) for name, values in times.items()}
 
 
 def _repeats(function: Callable[[], object], first: float, settings: Settings) -> int:
@@ -112,35 +117,48 @@ def _time(function: Callable[[], object], repeats: int, settings: Settings) -> f
     return (clock() - begin) * 1000 / repeats
 
 
-def _summary(values: list[float], first: list[float]) -> Timing:
+def _summary(values: list[float], unit: list[float]) -> Timing:
     median = statistics.median(values)
     quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [median] * 3
-    ratio = statistics.median(a / b for a, b in zip(first, values, strict=True))
+    ratio = statistics.median(a / b for a, b in zip(unit, values, strict=True))
     return Timing(median, min(values), (quartiles[2] - quartiles[0]) / 2 / median, ratio)
 
 
-def peak_memory(function: Callable[[], object], device: str) -> int:
-    """Most bytes of tensors that a call has alive beside what there was before, its results included."""
-    return run_once(function, device)[1]
+@dataclass(frozen=True)
+class Once:
+    """The first call of a function.
 
-
-def run_once(function: Callable[[], object], device: str) -> tuple[Any, int]:
-    """Calls a function once.
-
-    Returns:
-        its result and the :func:`peak_memory` of the call, of the CPU with all that operators take for themselves
-        from torch's allocator.
+    Attributes:
+        result: what it returned.
+        peak: most bytes of tensors that it had alive beside what there was before, its result included; of the CPU
+            with all that operators take for themselves from torch's allocator.
+        ms: what it took.
     """
-    if device == "cuda":
+
+    result: Any
+    peak: int
+    ms: float
+
+
+def peak_memory(function: Callable[[], object], device: str) -> int:
+    """:attr:`Once.peak` of a call."""
+    return run_once(function, Settings(device)).peak
+
+
+def run_once(function: Callable[[], object], settings: Settings) -> Once:
+    """Calls a function once."""
+    results = []
+    call = partial(_time, lambda: results.append(function()), 1, settings)
+    if settings.device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        result = function()
-        return result, torch.cuda.max_memory_allocated() - before
+        ms = call()
+        return Once(results[0], torch.cuda.max_memory_allocated() - before, ms)
     # Else Kineto says on a machine without a GPU that there is none.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        result = function()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    with profile(profile_memory=True) as profiler:
+        ms = call()
+    events = [e for e in profiler.kineto_results.events() if e.name() == "[memory]"]
     taken = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
-    return result, max(taken, default=0)
+    return Once(results[0], max(taken, default=0), ms)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..analysis.activations import saved_bytes
 from ..layers import ska_reference
 from ..modeling import LSNet
 from ..modeling.lsnet import VARIANTS
 from .backbones import with_aggregation
+from .forms import with_same_weights
 from .peers import make_piip, randomise
 from .records import Row, environment
 from .released import as_released
@@ -30,13 +31,13 @@ class TrainingCase:
         model: ``"LSNet-B"``, or ``"PIIP-TSB"`` and so on.
         resolutions: of a PIIP's branches; of LSNet pixels per side.
         batch: images.
-        rounds: at most so many turns.
+        parts: whether the activations of every branch by itself are recomputed, and of the interactions.
     """
 
     model: str
     resolutions: tuple[int, ...]
     batch: int
-    rounds: int = 3
+    parts: bool = False
 
     @property
     def name(self) -> str:
@@ -50,19 +51,25 @@ class TrainingCase:
     def measure(self, settings: Settings) -> list[Row]:
         """Rows of the published form, ours, and ours with activations recomputed, where there is such a form.
 
+        Peak memory is that beside weights and gradients, which are there before. How much of it autograd saved is
+        counted, too, for float32.
+
         Raises:
             ArithmeticError: when losses or gradients of two forms do not agree.
         """
         torch.manual_seed(0)
-        image = torch.randn(self.batch, 3, *self.resolutions[:1] * 2).to(settings.device, settings.dtype)
-        steps = {name: _step(model, image) for name, model in self._forms(settings).items()}
-        expected, numbers = None, {}
-        for name, step in steps.items():
-            result, memory = run_once(step, settings.device)
-            expected = result if expected is None else expected
-            _check(f"{self.name}, {name}", result, expected, settings.dtype)
-            numbers[name] = {"peak_mb": memory / 1e6}
-        turns = in_turns(steps, settings.at_most(self.rounds))
+        size = self.batch, *self.resolutions[:1] * 2
+        image = torch.randn(self.batch, 3, *size[1:]).to(settings.device, settings.dtype)
+        forms = self._forms(settings)
+        steps = {name: _step(model, image) for name, model in forms.items()}
+        once = {name: run_once(step, settings) for name, step in steps.items()}
+        numbers = {name: {"peak_mb": o.peak / 1e6} for name, o in once.items()}
+        expected = next(iter(once.values())).result
+        for name, model in forms.items():
+            _check(f"{self.name}, {name}", once[name].result, expected, settings.dtype)
+            if settings.dtype == torch.float32:
+                numbers[name]["saved_mb"] = sum(saved_bytes(model, size, None, settings.device)) / 1e6
+        turns = in_turns(steps, settings.at_most(2), {name: o.ms for name, o in once.items()})
         about = environment(settings)
         return [
             Row(
@@ -83,28 +90,36 @@ class TrainingCase:
         if self.model == "LSNet-B":
             model = ready(randomise(LSNet(**VARIANTS["b"])))
             return {"unfold": with_aggregation(ska_reference, model), "ours": model}
-        ours = ready(randomise(make_piip(self.model.removeprefix("PIIP-"), self.resolutions)))
-        recomputed = copy.deepcopy(ours)
-        recomputed.set_grad_checkpointing()
-        return {"published form": as_released(ours), "ours": ours, "ours, recomputed": recomputed}
+        sizes = self.model.removeprefix("PIIP-")
+        ours = ready(randomise(make_piip(sizes, self.resolutions)))
+        forms = {"published form": as_released(ours), "ours": ours, "ours, recomputed": with_same_weights(ours)}
+        forms["ours, recomputed"].set_grad_checkpointing()
+        if self.parts:
+            for index, (size, resolution) in enumerate(zip(sizes, self.resolutions, strict=True)):
+                forms[f"ours, {size} at {resolution} recomputed"] = partly = with_same_weights(ours)
+                partly.branches[index].set_grad_checkpointing()
+            forms["ours, interactions recomputed"] = partly = with_same_weights(ours)
+            partly.use_act_checkpoint = True
+        return forms
 
 
 CASES = [
     TrainingCase("PIIP-TS", (112, 80), 1),
-    TrainingCase("PIIP-TSB", (560, 448, 224), 1, rounds=2),
+    TrainingCase("PIIP-TSB", (448, 320, 192), 1, parts=True),
     TrainingCase("LSNet-B", (224,), 8),
 ]
 
 
 def _step(model: nn.Module, image: Tensor) -> Callable[[], tuple[float, float]]:
-    """Loss and size of the gradients of one step."""
+    """Loss and size of the gradients of one step; memory for the gradients is taken before."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
 
     def step() -> tuple[float, float]:
+        model.zero_grad(set_to_none=False)
         loss = sum(maps.float().pow(2).mean() for maps in tree_leaves(model(image)))
         loss.backward()
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        size = float(torch.stack([g.float().norm() for g in gradients]).norm())
-        model.zero_grad(set_to_none=True)
+        size = float(torch.stack([p.grad.float().norm() for p in model.parameters()]).norm())
         return loss.item(), size
 
     return step
