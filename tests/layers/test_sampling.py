@@ -222,7 +222,7 @@ def test_is_one_operator_of_a_compiled_graph() -> None:
         torch.testing.assert_close(actual, expected)
 
 
-def test_exports_with_sizes_left_open() -> None:
+def test_exports_for_batches_of_any_size_as_common_operators() -> None:
     class Model(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -236,9 +236,7 @@ def test_exports_with_sizes_left_open() -> None:
     batch = torch.export.Dim("batch", min=1, max=64)
     example = torch.randn(2, 12, 32), torch.randn(2, 30, 16)
     program = torch.export.export(model, example, dynamic_shapes=({0: batch}, {0: batch}))
-    # Where the module turns autocast off, a graph within the graph begins.
-    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
-    assert [n for g in graphs for n in g.nodes if n.target is torch.ops.piip.deform_attn.default]
+    assert "grid_sampl" in str(program.graph) and "piip" not in str(program.graph)
     inputs = torch.randn(5, 12, 32), torch.randn(5, 30, 16)
     torch.testing.assert_close(program.module()(*inputs), model(*inputs))
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .exporting import is_exporting
 from .sampling import deform_attn
 
 __all__ = ["DeformAttn", "reference_points"]
@@ -22,7 +23,12 @@ __all__ = ["DeformAttn", "reference_points"]
 
 def _cached(function: Callable[[tuple[int, int], torch.device], Tensor]) -> Callable[..., Tensor]:
     """Remembers the latest few tensors, but none of a trace, which is no real one."""
-    remembering = functools.lru_cache(maxsize=64)(function)
+
+    @functools.lru_cache(maxsize=64)
+    def remembering(grid_size: tuple[int, int], device: torch.device) -> Tensor:
+        # Cached across training and inference, so never an inference tensor.
+        with torch.inference_mode(False), torch.no_grad():
+            return function(grid_size, device)
 
     @functools.wraps(function)
     def call(grid_size: tuple[int, int], device: torch.device) -> Tensor:
@@ -41,19 +47,16 @@ def reference_points(grid_size: tuple[int, int], device: torch.device) -> Tensor
     Shape:
         (h * w, 2), float32.
     """
-    # Cached across training and inference, so never an inference tensor.
-    with torch.inference_mode(False), torch.no_grad():
-        h, w = grid_size
-        y = (torch.arange(h, dtype=torch.float32, device=device) + 0.5) / h
-        x = (torch.arange(w, dtype=torch.float32, device=device) + 0.5) / w
-        return torch.stack([x.expand(h, w), y[:, None].expand(h, w)], dim=-1).view(h * w, 2)
+    h, w = grid_size
+    y = (torch.arange(h, dtype=torch.float32, device=device) + 0.5) / h
+    x = (torch.arange(w, dtype=torch.float32, device=device) + 0.5) / w
+    return torch.stack([x.expand(h, w), y[:, None].expand(h, w)], dim=-1).view(h * w, 2)
 
 
 @_cached
 def cell_size(grid_size: tuple[int, int], device: torch.device) -> Tensor:
     """Width and height of a cell in units of its grid, (2,) float32; cached, since making it waits for the GPU."""
-    with torch.inference_mode(False):
-        return torch.tensor([1 / grid_size[1], 1 / grid_size[0]], dtype=torch.float32, device=device)
+    return torch.tensor([1 / grid_size[1], 1 / grid_size[0]], dtype=torch.float32, device=device)
 
 
 def starting_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:
@@ -136,8 +139,9 @@ class DeformAttn(nn.Module):
         b, n, _ = query.shape
         m, p = self.num_heads, self.num_points
         value = self.value_proj(feat)
-        # Meta tensors, on which models are counted, know no autocast.
-        with nullcontext() if query.is_meta else torch.autocast(query.device.type, enabled=False):
+        # Meta tensors, on which models are counted, know no autocast, and exported graphs hold no part without it.
+        plain = query.is_meta or is_exporting()
+        with nullcontext() if plain else torch.autocast(query.device.type, enabled=False):
             q = at_least_float32(query)
             offsets = linear_float32(self.sampling_offsets, q).view(b, n, m, 1, p, 2)
             weights = linear_float32(self.attention_weights, q).view(b, n, m, 1, p)
