@@ -30,11 +30,14 @@ SMALL = {
     ),
     "classifier": (
         "ImageNet-Classification/lsnet_t_300ep",
-        ["+model.network.dims=[16,16,32,32]", "+model.network.depths=[0,1,1,2]"],
+        ["model.num_classes=10"],
     ),
     "piip": (
         "quickstart/mask_rcnn_piip_digits",
-        [],
+        [
+            *(f"model.backbone.bottom_up.branches.{k}.window_size=[5,0]" for k in range(3)),
+            "model.backbone.bottom_up.resolutions=[128,96,56]",
+        ],
     ),
 }
 

@@ -72,7 +72,7 @@ def export_model(
         program = _capture(network, example, dynamic)
         write = {"torch": _write_torch, "onnx": _write_onnx}[format]
         run = write(program, path, json.dumps({**network.info, "size": None if dynamic else size}))
-        sizes = [size, tuple(side + network.stride * n for side, n in zip(size, (1, 2), strict=True))]
+        sizes = [size, (size[1] + network.stride, size[0])]
         return _checked(network, run, sizes[: 1 + dynamic])
 
 

@@ -99,7 +99,10 @@ def _check(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: 
             f"deform_attn: {shapes} must agree in batch, queries, heads, levels and points, of which only the first "
             "two may be 0."
         )
-    if any(len(shape) != 2 or min(shape) < 1 for shape in spatial_shapes) or len(spatial_shapes) != levels:
+    if (
+        any(len(shape) != 2 or any(side < 1 for side in shape) for shape in spatial_shapes)
+        or len(spatial_shapes) != levels
+    ):
         raise ConfigError(
             f"deform_attn: spatial_shapes {list(spatial_shapes)} must be a positive height and width for each of the "
             f"{levels} levels."

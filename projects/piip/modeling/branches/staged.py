@@ -37,7 +37,7 @@ class StagedBranch(Branch):
         """Runs one step on a map."""
 
     def embed(self, image: Tensor) -> BranchState:
-        if min(image.shape[2:]) < self.strides[-1]:
+        if any(side < self.strides[-1] for side in image.shape[2:]):
             raise ConfigError(
                 f"an image of {tuple(image.shape[2:])} pixels is smaller than the last stride of {self.strides[-1]}; "
                 "use a larger input or resolution."

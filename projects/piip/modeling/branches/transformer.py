@@ -110,7 +110,7 @@ class TransformerBranch(Branch):
         Raises:
             ConfigError: for an image without a single whole patch.
         """
-        if min(image.shape[2:]) < self.embed_stride:
+        if any(side < self.embed_stride for side in image.shape[2:]):
             raise ConfigError(
                 f"an image of {tuple(image.shape[2:])} pixels is smaller than one patch of {self.embed_stride}; "
                 "use a larger input or resolution."
@@ -173,7 +173,8 @@ def resample_positions(pos: Tensor, old: tuple[int, int], new: tuple[int, int]) 
     Shape:
         pos (1, old_h*old_w, C) -> (1, new_h*new_w, C)
     """
-    if old == new:
+    # In exported graphs that leave the size open, the sides are no plain numbers, and nothing may depend on this one.
+    if all(isinstance(side, int) for side in new) and old == new:
         return pos
     pos = pos.float().transpose(1, 2).unflatten(2, old)
     pos = F.interpolate(pos, size=new, mode="bicubic", align_corners=False)

@@ -102,7 +102,7 @@ class LSNet(LSNetBody, Backbone):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         smallest = STRIDES[len(self.dims) - 1]
-        if image.dim() != 4 or image.shape[1] != 3 or min(image.shape[2:]) < smallest:
+        if image.dim() != 4 or image.shape[1] != 3 or any(side < smallest for side in image.shape[2:]):
             raise ConfigError(
                 f"LSNet got an input of shape {tuple(image.shape)}; it needs (B, 3, H, W) with H and W of at least "
                 f"{smallest}, the stride of its last map."
