@@ -36,6 +36,7 @@ def window_unpartition(windows: Tensor, grid_size: tuple[int, int]) -> Tensor:
     """
     h, w = grid_size
     s, c = windows.shape[1], windows.shape[-1]
-    rows, cols = -(-h // s), -(-w // s)
+    # Of positive numbers alone: ONNX rounds the division of negative ones the other way.
+    rows, cols = (h + s - 1) // s, (w + s - 1) // s
     x = windows.view(-1, rows, cols, s, s, c).transpose(2, 3).reshape(-1, rows * s, cols * s, c)
     return x[:, :h, :w]
