@@ -69,18 +69,23 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="few cases, for continuous integration")
     parser.add_argument("--compile", action="store_true", help="backbones: also through torch.compile, a minute each")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of every row, at most (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, help="turns of every row, at most (default: 7, with --quick 3)")
     parser.add_argument("--seconds", type=float, default=0.1, help="length of a turn (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
     parser.add_argument("--output", metavar="FILE", help="append the rows to this file of JSON lines")
-    parser.add_argument("--compare", metavar="FILE", help="exit with 1 if a ratio is 10 %% below this file's")
+    parser.add_argument(
+        "--compare",
+        metavar="FILE",
+        help="exit with 1 if a ratio is below this file's by 10 %% and by more than it varies",
+    )
 
 
 def _measure(args: argparse.Namespace) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no CUDA device here; leave it out to measure the CPU.")
+    args.rounds = (3 if args.quick else 7) if args.rounds is None else args.rounds
     for name in ("rounds", "threads"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} {getattr(args, name)}: give at least 1.")

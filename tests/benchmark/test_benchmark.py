@@ -14,7 +14,7 @@ from piip.benchmark.timing import peak_memory, run_once
 from piip.errors import DataError
 
 SHORT = Settings(rounds=3, seconds=0.002)
-ROW = Row("ops", "a case", "a way", ms=2, min_ms=1, spread=0.1, ratio=4, environment={"dtype": "float32"})
+ROW = Row("ops", "a case", "a way", ms=2, min_ms=1, spread=0.05, ratio=4, environment={"dtype": "float32"})
 
 
 def test_ratios_are_to_the_first() -> None:
@@ -79,6 +79,8 @@ def test_only_ratios_of_the_same_rows_are_compared() -> None:
     assert compare([ROW], [slower]) == (["a case, a way: 4.00x -> 3.50x"], [])
     assert compare([ROW], [faster]) == ([], ["a case, a way: 4.00x -> 4.50x"])
     assert compare([ROW], [dataclasses.replace(ROW, ratio=3.7, ms=100)]) == ([], [])
+    # What varies by more than that has not moved.
+    assert compare([ROW], [dataclasses.replace(slower, spread=0.2)]) == ([], [])
     # The latest measurement of a row counts.
     assert compare([ROW, dataclasses.replace(ROW, ratio=3.6)], [slower]) == ([], [])
     with pytest.raises(DataError, match="none of their rows in common"):

@@ -77,7 +77,7 @@ class BackboneCase:
             if settings.compiled:
                 forms[f"{name}, compiled"] = Form(compiled(peer, image), image, peer, like=name)
             forms[f"{name}, channels last"] = Form(_channels_last(peer), last, peer, like=name)
-        return measure_forms("backbones", self.name, forms, settings)
+        return measure_forms("backbones", self.name, forms, settings.at_most(5))
 
 
 # Peers have about the same accuracy on ImageNet.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from tabulate import tabulate
 
-from .records import Row
+from .records import Row, grouped
 
 __all__ = ["GOALS", "Goal", "goals_table"]
 
@@ -54,9 +53,8 @@ class Goal:
         return value >= self.must if self.kind == _SPEED else value <= self.must
 
     def _ratios(self, rows: Sequence[Row]) -> Iterator[float]:
-        for _, group in groupby(rows, key=lambda row: row.case):
-            group = list(group)
-            if not re.fullmatch(self.cases, group[0].case):
+        for case, group in grouped(rows, lambda row: row.case).items():
+            if not re.fullmatch(self.cases, case):
                 continue
             ours, others = ([r for r in group if re.fullmatch(way, r.name)] for way in (self.ours, self.others))
             if not (ours and others):

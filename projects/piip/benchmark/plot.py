@@ -69,10 +69,13 @@ def _classifiers(rows: Sequence[Row]) -> Points:
     points = {}
     for row in rows:
         name, size = row.name.removesuffix(", channels last"), row.case[6]
-        if row.name == "kernels, fused, channels last":
+        if name == "kernels, fused":
             entry = published()[f"ImageNet-Classification/lsnet_{size}_300ep.py"]
-            points[f"LSNet-{size.upper()}"] = row.ms / unit, float(entry["top1"])
-        elif name in PEER_ACCURACY:  # the faster one of both orders in memory
-            known = points.get(name, (float("inf"), 0))
-            points[name] = min(known, (row.ms / unit, PEER_ACCURACY[name]))
+            name, accuracy = f"LSNet-{size.upper()}", float(entry["top1"])
+        elif name in PEER_ACCURACY:
+            accuracy = PEER_ACCURACY[name]
+        else:
+            continue
+        # The faster one of both orders in memory.
+        points[name] = min(points.get(name, (float("inf"), 0)), (row.ms / unit, accuracy))
     return points

@@ -91,11 +91,11 @@ class PyramidCase:
 # Sizes of the papers, square as they count them; one as COCO's images are padded.
 CASES = [
     PyramidCase("TS", (224, 160), peers="S", peer_side=224),
-    PyramidCase("TSB", (1568, 1120, 672), rounds=3),
+    PyramidCase("TSB", (1568, 1120, 672), rounds=3, brief=True),
     PyramidCase("TSB", (1120, 896, 448)),
     PyramidCase("TSB", (1568, 1120, 672), peers="", size=(1120, 1568), brief=True),
     PyramidCase("SBL", (1120, 672, 448), peers="L", brief=True),
-    PyramidCase("SBL", (1568, 896, 672), peers="", brief=True),
+    PyramidCase("SBL", (1568, 896, 672), peers="L", brief=True),
 ]
 
 

@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..errors import DataError
 from .floor import floor
 from .timing import Settings
 
-__all__ = ["Row", "append", "compare", "environment", "read"]
+__all__ = ["Row", "append", "compare", "environment", "grouped", "read"]
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,25 @@ def read(path: str | os.PathLike) -> list[Row]:
         raise DataError(f"{path} is not a file that --output wrote: {error}") from error
 
 
+def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Hashable, list[Row]]:
+    """Rows with equal keys together, also where others are between them."""
+    groups: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
 def compare(old: Iterable[Row], new: Iterable[Row], tolerance: float = 0.1) -> tuple[list[str], list[str]]:
-    """Rows whose ratio to the first row of their case moved by more than the tolerance, in words.
+    """Rows whose ratio to the first row of their case moved by more than the tolerance and by more than they vary.
 
     Of rows with equal keys the latest counts. Ratios only: times differ between machines.
 
+    Args:
+        old, new: what to compare.
+        tolerance: share of the ratio.
+
     Returns:
-        what became slower, and what became faster.
+        what became slower, and what became faster, in words.
 
     Raises:
         DataError: when the two have no row in common.
@@ -121,6 +133,7 @@ def compare(old: Iterable[Row], new: Iterable[Row], tolerance: float = 0.1) -> t
     moved: tuple[list[str], list[str]] = [], []
     for key in common:
         past, present = before[key].ratio, now[key].ratio
-        if not (1 - tolerance) * past <= present <= past / (1 - tolerance):
+        factor = 1 + max(tolerance, before[key].spread + now[key].spread)
+        if not past / factor <= present <= past * factor:
             moved[present > past].append(f"{now[key].case}, {now[key].name}: {past:.2f}x -> {present:.2f}x")
     return moved

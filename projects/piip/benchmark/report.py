@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -16,7 +15,7 @@ from .goals import goals_table
 from .memory import GPUS, USABLE, images_that_fit
 from .plot import accuracy_figure
 from .promise import promise_table
-from .records import Row
+from .records import Row, grouped
 from .scaling import exponent
 from .suites import SUITES
 
@@ -30,8 +29,8 @@ Written by `python tools/benchmark.py report FILE...` from rows that `tools/benc
 
 The rows of a case ran in turns in one process, on random images, and the outputs of all forms of one network were
 compared before. "ratio" is how many times as fast as the first row of its table (median of the rounds), "±" the share
-of the median within which half of the rounds lie. On a CPU only ratios count; with one thread they are of the time that
-the process itself used, and other users of the machine move them by some per cent. "floor" is the share of the
+of the median within which half of the rounds lie (nothing for what ran once). On a CPU only ratios count; with one
+thread they are of the time that the process itself used, and other users of the machine move them by some per cent. "floor" is the share of the
 machine's own rate of matrix products, measured in the same run, at which the counted multiply-adds ran.
 
 "published form" is the same weights computed as papers and released code describe it, written by us: windows cut and
@@ -43,12 +42,15 @@ _INTRODUCTIONS = {
     "backbones": "Inference. PIIP and single ViTs with the feature pyramid of a Mask R-CNN on top, LSNet and its peers "
     "as classifiers. GMACs (billions of multiply-adds per image) are counted by one counter for all; peak MB is what "
     "is alive at once beside weights and image.",
-    "detector": "Mask R-CNN with random weights, 1000 proposals and up to 100 detections, at the sizes that COCO's "
-    "images get in the published recipes (training: smaller, at one size for all). The last column is the backbone's "
+    "detector": "Mask R-CNN (1000 proposals, up to 100 detections) and RetinaNet with random weights, at the sizes that "
+    "COCO's images get in the published recipes (training: smaller, at one size for all). The last column is the backbone's "
     "share of the time, in training of the forward pass.",
-    "train": "Forward and backward of a backbone, without heads and optimiser; losses and gradients agree.",
-    "data": "The mapper of training in one worker, on a JPEG of 640x480 with seven polygon masks. The fast resize "
-    "is an option: `dataloader.train.mapper.augmentations.0._target_=piip.data.transforms.FastResizeShortestEdge`. "
+    "train": "Forward and backward of a backbone, without heads and optimiser; losses and gradients agree. Peak MB is "
+    "what is alive at once beside weights and their gradients; saved MB is what autograd keeps of it for the backward "
+    'pass, counted. "recomputed" parts are checkpointed: all, one branch, or the interactions.',
+    "data": "The mapper of training in one worker, on a JPEG of 640x480 with seven polygon masks. The fast resize, "
+    "which hardly changes the image, is for recipes that were not published with Pillow's: "
+    "`dataloader.train.mapper.augmentations.0._target_=piip.data.transforms.FastResizeShortestEdge`. "
     "Normalisation and the smaller copies of the pyramid are made on the GPU.",
     "scale": "How one network's time and memory grow. Exponents are fitted: 1 is proportional to pixels, branches "
     "or images.",
@@ -58,8 +60,13 @@ _INTRODUCTIONS = {
     "backbone and its FPN have alive at once; heads need some 0.3 GB more. Numbers are images at a time.",
 }
 # Names of numbers in the tables, with digits after the point.
-_NUMBERS = {"images_per_s": ("images/s", 2), "gmacs": ("GMACs", 3), "peak_mb": ("peak MB", 1), "extra_mb": ("MB", 2)}
-_NUMBERS["saved_mb"] = ("saved MB", 1)
+_NUMBERS = {
+    "images_per_s": ("images/s", 2),
+    "gmacs": ("GMACs", 3),
+    "peak_mb": ("peak MB", 1),
+    "saved_mb": ("saved MB", 1),
+    "extra_mb": ("MB", 2),
+}
 
 
 def write_report(rows: Sequence[Row], page: str | os.PathLike) -> None:
@@ -104,8 +111,7 @@ def markdown(rows: Iterable[Row], plot: str | None = None) -> str:
 
 def _suite(suite: str, rows: Sequence[Row]) -> list[str]:
     tables = []
-    for (case, where), group in groupby(rows, key=lambda row: (row.case, _where(row))):
-        group = list(group)
+    for (case, where), group in grouped(rows, lambda row: (row.case, _where(row))).items():
         tables.append(f"**{case}** ({where})\n\n{_case_table(group)}\n")
         if suite == "scale" and len(group) > 1:
             x = [row.numbers["x"] for row in group]
@@ -118,7 +124,7 @@ def _case_table(rows: Sequence[Row]) -> str:
     table = []
     for row in rows:
         gpu = row.environment.get("clock") == "CUDA events"
-        line = {"": row.name, "ratio": f"{row.ratio:.2f}", "±": f"{row.spread:.0%}"}
+        line = {"": row.name, "ratio": f"{row.ratio:.2f}", "±": f"{row.spread:.0%}" if row.spread else ""}
         if gpu:
             line["ms"] = f"{row.ms:.3g}"
         if row.share_of_floor is not None:

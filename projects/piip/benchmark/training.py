@@ -52,7 +52,7 @@ class TrainingCase:
         """Rows of the published form, ours, and ours with activations recomputed, where there is such a form.
 
         Peak memory is that beside weights and gradients, which are there before. How much of it autograd saved is
-        counted, too, for float32.
+        counted, too, for float32 and not among the few quick cases.
 
         Raises:
             ArithmeticError: when losses or gradients of two forms do not agree.
@@ -67,7 +67,7 @@ class TrainingCase:
         expected = next(iter(once.values())).result
         for name, model in forms.items():
             _check(f"{self.name}, {name}", once[name].result, expected, settings.dtype)
-            if settings.dtype == torch.float32:
+            if settings.dtype == torch.float32 and not self.quick:
                 numbers[name]["saved_mb"] = sum(saved_bytes(model, size, None, settings.device)) / 1e6
         turns = in_turns(steps, settings.at_most(2), {name: o.ms for name, o in once.items()})
         about = environment(settings)
