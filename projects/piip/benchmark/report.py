@@ -30,21 +30,22 @@ Written by `python tools/benchmark.py report FILE...` from rows that `tools/benc
 The rows of a case ran in turns in one process, on random images, and the outputs of all forms of one network were
 compared before. "ratio" is how many times as fast as the first row of its table (median of the rounds), "±" the share
 of the median within which half of the rounds lie (nothing for what ran once). On a CPU only ratios count; with one
-thread they are of the time that the process itself used, and other users of the machine move them by some per cent. "floor" is the share of the
-machine's own rate of matrix products, measured in the same run, at which the counted multiply-adds ran.
+thread they are of the time that the process itself used, and other users of the machine move them by some per cent.
+"floor" is the share of the machine's own rate of matrix products, measured in the same run, at which the counted
+multiply-adds ran.
 
 "published form" is the same weights computed as papers and released code describe it, written by us: windows cut and
-joined in every block, deformable attention by laid-out samples in float32, maps channel by channel, nothing folded. It
-uses fused attention, like ours.
+joined in every block, deformable attention by laid-out samples in float32, tokens and maps channel by channel, nothing
+folded. It uses fused attention, like ours.
 """
 _INTRODUCTIONS = {
     "ops": "Operators alone. A copy of the input shows what reading and writing it once takes.",
     "backbones": "Inference. PIIP and single ViTs with the feature pyramid of a Mask R-CNN on top, LSNet and its peers "
     "as classifiers. GMACs (billions of multiply-adds per image) are counted by one counter for all; peak MB is what "
     "is alive at once beside weights and image.",
-    "detector": "Mask R-CNN (1000 proposals, up to 100 detections) and RetinaNet with random weights, at the sizes that "
-    "COCO's images get in the published recipes (training: smaller, at one size for all). The last column is the backbone's "
-    "share of the time, in training of the forward pass.",
+    "detector": "Mask R-CNN (1000 proposals, up to 100 detections) and RetinaNet with random weights, at the sizes "
+    "that COCO's images get in the published recipes (training: smaller, at one size for all). The last column is the "
+    "backbone's share of the time, in training of the forward pass.",
     "train": "Forward and backward of a backbone, without heads and optimiser; losses and gradients agree. Peak MB is "
     "what is alive at once beside weights and their gradients; saved MB is what autograd keeps of it for the backward "
     'pass, counted. "recomputed" parts are checkpointed: all, one branch, or the interactions.',
