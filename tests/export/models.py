@@ -28,10 +28,7 @@ SMALL = {
             "model.roi_heads.mask_head.conv_dims=[16]",
         ],
     ),
-    "classifier": (
-        "ImageNet-Classification/lsnet_t_300ep",
-        ["model.num_classes=10"],
-    ),
+    "classifier": ("quickstart/classification_piip_digits", []),
     "piip": (
         "quickstart/mask_rcnn_piip_digits",
         [
@@ -45,7 +42,7 @@ SMALL = {
 def arguments(kind: str) -> list[str]:
     """The same for a command line."""
     config, overrides = SMALL[kind]
-    return ["--config-file", config, "train.init_checkpoint=null", "train.device=cpu", *overrides]
+    return ["--config-file", config, *overrides]
 
 
 def small(kind: str) -> nn.Module:

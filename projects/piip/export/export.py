@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.files import disk_is_full
-from ..errors import ConfigError, DependencyError, StorageError
+from ..errors import ConfigError, DependencyError, StorageError, UserError
 from .compare import compare
 from .networks import Network
 
@@ -83,10 +83,6 @@ def check_arguments(network: Network, output: Path, format: str, size: tuple[int
         ConfigError, DependencyError: see :func:`export_model`.
     """
     check_output(output, format)
-    if dynamic and network.fixed:
-        raise ConfigError(
-            f"this model cannot be exported with --dynamic: {network.fixed}. Export a file for each size, with --size."
-        )
     network.check_size(size, dynamic)
 
 
@@ -111,7 +107,22 @@ def _capture(network: Network, example: Tensor, dynamic: bool) -> torch.export.E
         first, last = network.smallest_side(True) // network.stride, _LARGEST // network.stride
         sides = [network.stride * torch.export.Dim(name, min=first, max=last) for name in "hw"]
         shapes = ({2: sides[0], 3: sides[1]},)
-    return torch.export.export(network.module, (example,), dynamic_shapes=shapes, strict=False)
+    try:
+        return torch.export.export(network.module, (example,), dynamic_shapes=shapes, strict=False)
+    except UserError:
+        raise
+    except Exception as error:
+        if not dynamic:
+            raise
+        raise _not_dynamic(error) from error
+
+
+def _not_dynamic(error: Exception) -> ConfigError:
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return ConfigError(
+        "this model cannot be exported with --dynamic, since what it computes depends on height and width in a way "
+        f"that torch.export cannot follow ({reason.strip()}); export a file for each size, with --size."
+    )
 
 
 def _write_torch(program: torch.export.ExportedProgram, path: Path, info: str) -> Run:
@@ -143,7 +154,13 @@ def _checked(network: Network, run: Run, sizes: list[tuple[int, int]]) -> dict[s
     report: dict[str, Any] = {"checked": sizes, "error": 0.0}
     for seed, size in enumerate(sizes, 1):
         image = network.image(size, seed)
-        wanted, given = network.reference(image), run(image)
+        wanted = network.reference(image)
+        try:
+            given = run(image)
+        except Exception as error:
+            if seed == 1:
+                raise
+            raise _not_dynamic(error) from error  # a size was taken for given
         report["error"] = max(report["error"], compare(wanted, given, size))
         report.setdefault("outputs", {name: tuple(x.shape) for name, x in wanted.items()})
         if "boxes" in wanted:

@@ -37,7 +37,6 @@ class Network:
         smallest: the smallest side.
         coarsest: the stride of the coarsest map, which sides that are not fixed must exceed.
         size: H and W where nothing else is asked for.
-        fixed: why H and W must be fixed in a file; None where they need not be.
         raw: whether the image has pixels of 0 to 255, or must be normalised.
         info: what a user of the file has to know, of plain values.
     """
@@ -48,7 +47,6 @@ class Network:
     smallest: int
     coarsest: int
     size: tuple[int, int]
-    fixed: str | None
     raw: bool
     info: dict[str, Any]
 
@@ -115,7 +113,7 @@ def network_of(model: nn.Module, part: str = "backbone") -> Network:
         "pixel_std": model.pixel_std.flatten().tolist(),
         "stride": stride,
     }
-    return Network(module, reference, stride, smallest, coarsest, (side, side), _fixed(backbone), whole, info)
+    return Network(module, reference, stride, smallest, coarsest, (side, side), whole, info)
 
 
 class _Named(nn.Module):
@@ -165,11 +163,3 @@ def _sides(backbone: nn.Module) -> tuple[int, int, int]:
     if hasattr(backbone, "output_shape"):
         maps += [shape.stride for shape in backbone.output_shape().values()]
     return stride, smallest, max([1, *maps])
-
-
-def _fixed(backbone: nn.Module) -> str | None:
-    """Why a file has to be made for one size of image."""
-    for module in backbone.modules():
-        if isinstance(module, BranchPyramid):
-            return "the copies of a PIIP's image pyramid are rounded to sizes that follow from the image's one by one"
-    return None
