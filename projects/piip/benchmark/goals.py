@@ -140,7 +140,7 @@ def goals_table(rows: Sequence[Row]) -> str:
     rates = rows[0].environment
     if rates["bfloat16_gflops"] < rates["float32_gflops"]:
         text += (
-            "\nThe goals in bfloat16 cannot be shown on this machine: its matrix products in bfloat16 run at "
+            "\nThe goals in bfloat16 cannot be shown on this machine: its matrix products in bfloat16 run at\n"
             f"{rates['bfloat16_gflops'] / rates['float32_gflops']:.2f} times the rate of those in float32.\n"
         )
     return text

@@ -93,7 +93,7 @@ class FastResizeShortestEdge(T.ResizeShortestEdge):
     """Detectron2's ``ResizeShortestEdge``, same arguments, which resizes photographs by torch instead of Pillow.
 
     That takes less than half the time. Filter and sizes are the same; roundings differ, so a few pixels in a hundred
-    differ by 1 or 2 of 255. To use it in a recipe:
+    differ by 1 or 2 of 255. Published recipes keep Pillow's, recipes of our own have this one. To use it in another:
     ``dataloader.train.mapper.augmentations.0._target_=piip.data.transforms.FastResizeShortestEdge``.
     """
 
