@@ -8,17 +8,20 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from piip.analysis import build_on_meta
 from piip.benchmark import Row, Settings, backbones, forms, pyramids
 from piip.benchmark.attention import AttentionCase
 from piip.benchmark.backbones import BackboneCase
 from piip.benchmark.data_loading import DataCase
 from piip.benchmark.detectors import DetectorCase
+from piip.benchmark.memory import MemoryCase
 from piip.benchmark.peers import VITS
 from piip.benchmark.pyramids import PyramidCase
 from piip.benchmark.scaling import ScalingCase, exponent
 from piip.benchmark.suites import SUITES, cases
 from piip.benchmark.training import TrainingCase
 from piip.errors import ConfigError
+from piip.model_zoo import get_config
 
 ONCE = Settings(rounds=1, seconds=1e-6)
 
@@ -99,6 +102,23 @@ def test_detector(training: bool) -> None:
     (row,) = case.measure(ONCE)
     assert 0 < row.numbers["backbone_share"] < 1
     assert row.numbers["images_per_s"] == pytest.approx(1000 / row.ms)
+
+
+@pytest.mark.parametrize("kind", ["Mask R-CNN", "RetinaNet"])
+def test_detectron2s_detectors(kind: str) -> None:
+    (row,) = DetectorCase(kind, (("R50-FPN", (64, 64)),)).measure(ONCE)
+    assert (row.case, row.name) == (f"{kind} inference at 64x64", "R50-FPN at 64x64")
+    assert 0 < row.numbers["backbone_share"] < 1
+
+
+def test_memory_on_paper() -> None:
+    config = "quickstart/mask_rcnn_piip_digits"
+    inference, training, recomputed = (row.numbers for row in MemoryCase(config).measure(ONCE))
+    params = sum(p.numel() for p in build_on_meta(get_config(config).model).parameters())
+    assert inference["fixed_gb"] == pytest.approx(2 * params / 1e9)
+    # Weight, gradient and two averages in float32, and a copy of the weight in bfloat16.
+    assert training["fixed_gb"] == recomputed["fixed_gb"] == pytest.approx(18 * params / 1e9)
+    assert inference["image_gb"] < recomputed["image_gb"] < training["image_gb"]
 
 
 def test_data() -> None:

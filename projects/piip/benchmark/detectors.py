@@ -85,7 +85,14 @@ def _build(config: str, kind: str) -> nn.Module:
         return instantiate(get_config(config).model)
     model = model_zoo.get_config(_R50_CONFIGS[kind]).model
     model.backbone.bottom_up.freeze_at = 2  # as all its recipes do
-    return instantiate(model)
+    model = instantiate(model)
+    # Frozen norms of untrained weights leave features to grow without bounds, and no proposal would be left.
+    resnet = model.backbone.bottom_up
+    resnet.stem.conv1.norm.weight.fill_(1 / 64)
+    for stage in resnet.stages:
+        for block in stage:
+            block.conv3.norm.weight.fill_(0.2)
+    return model
 
 
 def _run(model: nn.Module, size: tuple[int, int], settings: Settings) -> Callable[[], float | Instances]:
