@@ -79,8 +79,13 @@ def test_only_ratios_of_the_same_rows_are_compared() -> None:
     assert compare([ROW], [slower]) == (["a case, a way: 4.00x -> 3.50x"], [])
     assert compare([ROW], [faster]) == ([], ["a case, a way: 4.00x -> 4.50x"])
     assert compare([ROW], [dataclasses.replace(ROW, ratio=3.7, ms=100)]) == ([], [])
-    # What varies by more than that has not moved.
+    # What varies by more than that has not moved, nor has what the ratio is to.
     assert compare([ROW], [dataclasses.replace(slower, spread=0.2)]) == ([], [])
+    first = dataclasses.replace(ROW, name="plain", ratio=1)
+    assert compare([first, ROW], [first, slower]) == (["a case, a way: 4.00x -> 3.50x"], [])
+    assert compare([first, ROW], [dataclasses.replace(first, spread=0.2), slower]) == ([], [])
+    copies = [dataclasses.replace(row, name="copy of x") for row in (ROW, slower)]
+    assert compare(copies[:1], copies[1:]) == ([], [])
     # The latest measurement of a row counts.
     assert compare([ROW, dataclasses.replace(ROW, ratio=3.6)], [slower]) == ([], [])
     with pytest.raises(DataError, match="none of their rows in common"):

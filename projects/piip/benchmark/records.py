@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,10 @@ def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Hashabl
 
 
 def compare(old: Iterable[Row], new: Iterable[Row], tolerance: float = 0.1) -> tuple[list[str], list[str]]:
-    """Rows whose ratio to the first row of their case moved by more than the tolerance and by more than they vary.
+    """Rows whose ratio to the first row of their case moved by more than the tolerance and by more than both vary.
 
-    Of rows with equal keys the latest counts. Ratios only: times differ between machines.
+    Of rows with equal keys the latest counts. Ratios only: times differ between machines. Copies, which are there for
+    scale, are left out.
 
     Args:
         old, new: what to compare.
@@ -130,10 +131,17 @@ def compare(old: Iterable[Row], new: Iterable[Row], tolerance: float = 0.1) -> t
     common = [key for key in now if key in before]
     if not common:
         raise DataError("the two have none of their rows in common at one device, dtype and number of threads.")
+    spreads = _spreads(before), _spreads(now)
     moved: tuple[list[str], list[str]] = [], []
     for key in common:
         past, present = before[key].ratio, now[key].ratio
-        factor = 1 + max(tolerance, before[key].spread + now[key].spread)
-        if not past / factor <= present <= past * factor:
+        factor = 1 + max(tolerance, *(spread[key] for spread in spreads))
+        if not past / factor <= present <= past * factor and not now[key].name.startswith("copy of "):
             moved[present > past].append(f"{now[key].case}, {now[key].name}: {past:.2f}x -> {present:.2f}x")
     return moved
+
+
+def _spreads(rows: Mapping[tuple[str, ...], Row]) -> dict[tuple[str, ...], float]:
+    """By how much of itself the ratio of a row varies: both times of it do."""
+    cases = grouped(rows.values(), lambda row: (*row.key[:2], *row.key[3:]))
+    return {row.key: row.spread + case[0].spread for case in cases.values() for row in case}
