@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,4 +40,8 @@ def window_unpartition(windows: Tensor, grid_size: tuple[int, int]) -> Tensor:
     # Of positive numbers alone: ONNX rounds the division of negative ones the other way.
     rows, cols = (h + s - 1) // s, (w + s - 1) // s
     x = windows.view(-1, rows, cols, s, s, c).transpose(2, 3).reshape(-1, rows * s, cols * s, c)
-    return x[:, :h, :w]
+    if all(isinstance(side, int) for side in grid_size):
+        return x[:, :h, :w]
+    # An export leaves the size open. Whether a part of a map lies in one piece depends on it; picked out, it always does.
+    rows, cols = (torch.arange(side, device=x.device) for side in grid_size)
+    return x.index_select(1, rows).index_select(2, cols)
