@@ -42,6 +42,6 @@ def window_unpartition(windows: Tensor, grid_size: tuple[int, int]) -> Tensor:
     x = windows.view(-1, rows, cols, s, s, c).transpose(2, 3).reshape(-1, rows * s, cols * s, c)
     if all(isinstance(side, int) for side in grid_size):
         return x[:, :h, :w]
-    # An export leaves the size open. Whether a part of a map lies in one piece depends on it; picked out, it always does.
+    # An export leaves the size open, on which it depends whether a part of a map lies in one piece. This always does.
     rows, cols = (torch.arange(side, device=x.device) for side in grid_size)
     return x.index_select(1, rows).index_select(2, cols)
