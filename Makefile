@@ -52,7 +52,7 @@ $(STAMP): constraints.txt setup.cfg pyproject.toml tools/install_detectron2.py
 	  echo "error: the environment $(VENV) has a Python older than 3.10; remove it or choose another with VENV=" >&2; \
 	  exit 1; }
 	$(BIN)/python -m pip install -c constraints.txt setuptools wheel
-	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e ".[demo,dev,slurm]"
+	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e ".[demo,dev,export,slurm]"
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python tools/install_detectron2.py
 	$(BIN)/python -m piip.env
 	@touch $@

@@ -23,9 +23,9 @@ from piip.export.export import check_output
 
 EXAMPLES = """
 examples:
-  %(prog)s --config-file COCO-Detection/retinanet_lsnet_t_1x.py --weights lsnet://retinanet_lsnet_t.pth \\
+  %(prog)s --config-file COCO-Detection/retinanet_lsnet_t_1x.py --checkpoint lsnet://lsnet_t_retinanet.pth \\
       --what model --dynamic --output retinanet.onnx
-  %(prog)s --config-file ImageNet-Classification/lsnet_t_300ep.py --weights lsnet://lsnet_t.pth \\
+  %(prog)s --config-file ImageNet-Classification/lsnet_t_300ep.py --checkpoint lsnet://lsnet_t.pth \\
       --output lsnet_t.pt2
 """
 
@@ -37,7 +37,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--config-file", required=True, metavar="NAME", help="path of a config, or name of a packaged one"
     )
-    parser.add_argument("--weights", metavar="FILE", help="file or address; by default train.init_checkpoint")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="file or address of weights; by default train.init_checkpoint"
+    )
     parser.add_argument("--output", required=True, metavar="FILE", help=f"ends in {' or '.join(FORMATS.values())}")
     parser.add_argument("--format", choices=FORMATS, help="by default what the name of the file says")
     parser.add_argument(
@@ -57,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     output = Path(args.output)
     format = args.format or next((f for f, suffix in FORMATS.items() if suffix == output.suffix), "torch")
     check_output(output, format)
-    predictor = LazyPredictor(load_config(args.config_file, args.opts), args.weights, device="cpu")
+    predictor = LazyPredictor(load_config(args.config_file, args.opts), args.checkpoint, device="cpu")
     network = network_of(predictor.model, args.what)
     report = export_model(network, output, format, args.size, args.dynamic)
     print(f"image 1 x 3 x {'H x W' if args.dynamic else ' x '.join(map(str, args.size or network.size))}")

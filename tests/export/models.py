@@ -32,8 +32,9 @@ SMALL = {
     "piip": (
         "quickstart/mask_rcnn_piip_digits",
         [
-            *(f"model.backbone.bottom_up.branches.{k}.window_size=[5,0]" for k in range(3)),
-            "model.backbone.bottom_up.resolutions=[128,96,56]",
+            *(f"model.backbone.bottom_up.branches.{k}.window_size=5" for k in range(3)),
+            *(f"model.backbone.bottom_up.branches.{k}.depth=1" for k in range(3)),
+            "model.backbone.bottom_up.interaction_indexes=1",
         ],
     ),
 }
@@ -49,7 +50,11 @@ def small(kind: str) -> nn.Module:
     """A model whose layers all do something, and whose detections differ in score."""
     config, overrides = SMALL[kind]
     torch.manual_seed(0)
-    model = instantiate_model(load_config(config, overrides).model)
+    node = load_config(config, overrides).model
+    if kind == "piip":  # two branches will do
+        pyramid = node.backbone.bottom_up
+        pyramid.branches, pyramid.resolutions = pyramid.branches[::2], [128, 56]
+    model = instantiate_model(node)
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

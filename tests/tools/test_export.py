@@ -23,7 +23,7 @@ def tool(project: Path):
 def test_a_detector(tool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     torch.save(small("retinanet").state_dict(), tmp_path / "weights.pth")
     output = tmp_path / "detector.pt2"
-    options = ["--weights", str(tmp_path / "weights.pth"), "--what", "model", "--size", "96", "128"]
+    options = ["--checkpoint", str(tmp_path / "weights.pth"), "--what", "model", "--size", "96", "128"]
     assert tool.main([*arguments("retinanet"), *options, "--output", str(output)]) == 0
     printed = capsys.readouterr()
     assert "image 1 x 3 x 96 x 128" in printed.out
@@ -52,7 +52,7 @@ def test_a_classifier_as_onnx(tool, tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*arguments("retinanet"), "--output", "x.pt2", "--format", "onnx"], "must end in .onnx for the format onnx"),
         ([*arguments("retinanet"), "--output", "missing/x.pt2"], "there is no folder 'missing'"),
         ([*arguments("retinanet"), "--output", "x.pt2", "--size", "100", "128"], "multiples of 32"),
-        ([*arguments("piip"), "--output", "x.pt2", "--weights", "missing.pth"], "checkpoint 'missing.pth'"),
+        ([*arguments("piip"), "--output", "x.pt2", "--checkpoint", "missing.pth"], "checkpoint 'missing.pth'"),
         (["--config-file", "quickstart/dino_piip_digits", "--output", "x.pt2", "--what", "model"], "a whole DINO"),
         (
             ["--config-file", "quickstart/dino_piip_digits", "--output", "x.pt2", "--format", "tf"],

@@ -17,6 +17,7 @@ from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.fuse import fuse
 from ..modeling.lsnet.body import STRIDES, LSNetBody
 from ..modeling.meta_arch.image_classifier import ImageClassifier
+from ..modeling.single_branch import SingleBranch
 from .detectors import detector_of
 
 __all__ = ["PARTS", "Network", "network_of"]
@@ -35,7 +36,8 @@ class Network:
         reference: computes the same by the model itself.
         stride: what H and W must be multiples of.
         smallest: the smallest side.
-        coarsest: the stride of the coarsest map, which sides that are not fixed must exceed.
+        coarsest: pixels that a side has to exceed where it is not fixed, so that nothing in the network is a single
+            cell or window: a stride, or the side of a window.
         size: H and W where nothing else is asked for.
         raw: whether the image has pixels of 0 to 255, or must be normalised.
         info: what a user of the file has to know, of plain values.
@@ -53,7 +55,7 @@ class Network:
     def smallest_side(self, dynamic: bool) -> int:
         """The smallest side of images for a file, of any size (``dynamic``) or fixed.
 
-        A map of one cell would be taken for one that never has more.
+        A map of one cell, or one window, would be taken for one that never has more.
         """
         return max(self.smallest, (self.coarsest // self.stride + 1) * self.stride) if dynamic else self.smallest
 
@@ -154,7 +156,7 @@ def _fused(model: nn.Module) -> nn.Module:
 
 
 def _sides(backbone: nn.Module) -> tuple[int, int, int]:
-    """What the sides of an image must be multiples of, the smallest one, and the stride of the coarsest map."""
+    """What the sides of an image must be multiples of, the smallest one, and :attr:`Network.coarsest`."""
     strides = [getattr(backbone, "size_divisibility", 0) or 1]
     strides += [m.input_stride for m in backbone.modules() if isinstance(m, BranchPyramid | PyramidBackbone)]
     stride = math.lcm(*strides)
@@ -162,4 +164,12 @@ def _sides(backbone: nn.Module) -> tuple[int, int, int]:
     smallest = math.ceil(max([stride, *maps]) / stride) * stride
     if hasattr(backbone, "output_shape"):
         maps += [shape.stride for shape in backbone.output_shape().values()]
+    for module in backbone.modules():
+        if isinstance(module, BranchPyramid):
+            parts = zip(module.branches, [module.resolutions[0] / r for r in module.resolutions], strict=True)
+        else:
+            parts = [(module.branch, 1)] if isinstance(module, SingleBranch) else []
+        for branch, pixels in parts:
+            cells = max(1, *getattr(branch, "window_sizes", [1]))
+            maps.append(math.ceil((cells + 1) * max(branch.strides) * pixels) - 1)
     return stride, smallest, max([1, *maps])
