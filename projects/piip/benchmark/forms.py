@@ -74,9 +74,11 @@ def measure_forms(suite: str, case: str, forms: Mapping[str, Form], settings: Se
 
 
 def compiled(network: nn.Module, image: Tensor) -> nn.Module:
-    """A copy that torch.compile has made faster for images of this size; its first call, which takes long, is over."""
+    """A copy that torch.compile has made faster, as the package does it; its first call, which takes long, is over."""
+    from ..engine.compiling import compile_network
+
     network = copy.deepcopy(network)
-    network.compile(dynamic=False)
+    compile_network(nn.ModuleDict({"network": network}), True)
     with torch.inference_mode():
         network(image)
     return network
