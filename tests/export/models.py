@@ -28,7 +28,10 @@ SMALL = {
             "model.roi_heads.mask_head.conv_dims=[16]",
         ],
     ),
-    "classifier": ("quickstart/classification_piip_digits", []),
+    "classifier": (
+        "quickstart/classification_piip_digits",
+        [*(f"model.network.branches.{k}.depth=1" for k in range(3)), "model.network.interaction_indexes=1"],
+    ),
     "piip": (
         "quickstart/mask_rcnn_piip_digits",
         [

@@ -41,13 +41,12 @@ class Scaled(nn.Module):
         ("mask_rcnn", "model", "onnx", False),
         ("piip", "backbone", "torch", True),
         ("piip", "backbone", "onnx", False),
-        ("classifier", "model", "torch", False),
     ],
 )
 def test_models(kind: str, part: str, format: str, dynamic: bool, tmp_path: Path) -> None:
     network = network_of(small(kind), part)
     output = tmp_path / f"model{FORMATS[format]}"
-    size = {"lsnet_fpn": (160, 192), "piip": (128, 160), "classifier": (32, 32)}.get(kind, (96, 128))
+    size = {"lsnet_fpn": (160, 192), "piip": (128, 160)}.get(kind, (96, 128))
     report = export_model(network, output, format, size, dynamic)
     assert report["error"] < 1e-4
     assert len(report["checked"]) == 1 + dynamic
