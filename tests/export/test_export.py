@@ -54,6 +54,15 @@ def test_models(kind: str, part: str, format: str, dynamic: bool, tmp_path: Path
     assert [p.name for p in tmp_path.iterdir()] == [output.name]
 
 
+@pytest.mark.parametrize(("kind", "format"), [("mask_rcnn", "torch"), ("retinanet", "onnx")])
+def test_nothing_found_is_an_empty_answer(kind: str, format: str, tmp_path: Path) -> None:
+    model = small(kind)
+    thresholds = model if kind == "retinanet" else model.roi_heads.box_predictor
+    thresholds.test_score_thresh = 1.0
+    report = export_model(network_of(model, "model"), tmp_path / f"x{FORMATS[format]}", format, (64, 64))
+    assert report["detections"] == 0
+
+
 def test_a_program_runs_without_this_package(tmp_path: Path) -> None:
     network = network_of(small("lsnet_fpn"))
     export_model(network, tmp_path / "model.pt2", "torch", (64, 64))

@@ -148,7 +148,11 @@ def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, w
     # Groups lie so far apart that their boxes cannot meet.
     far = boxes.max() - boxes.min() + 1
     moved = boxes + (groups * far)[:, None]
-    return index[nms(moved[index], scores[index], threshold)]
+    # torchvision promises torch.export that at least two boxes are left: these two, the last ones and out of the way.
+    aside = moved.max() + 1 + moved.new_tensor([[0, 0, 1, 1], [2, 2, 3, 3]])
+    lowest = scores.new_full((2,), torch.finfo(scores.dtype).min)
+    left = nms(torch.cat([moved[index], aside]), torch.cat([scores[index], lowest]), threshold)
+    return index[left.narrow(0, 0, left.shape[0] - 2)]
 
 
 def _fixed(index: Tensor, count: int) -> Tensor:
