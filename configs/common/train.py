@@ -16,6 +16,8 @@ train = dict(
     seed=None,
     # Falls back to the CPU where there is no GPU.
     device="cuda",
+    # torch.compile for the network: null, true or a mode of it, such as "reduce-overhead" (CUDA graphs).
+    compile=None,
     # Let cuDNN try its algorithms: faster where all inputs have one size.
     cudnn_benchmark=False,
     # float16 scales the loss and needs a GPU; bfloat16 does neither.

@@ -164,6 +164,13 @@ def test_a_saved_config_does_the_same(predictor, checkpoint, tmp_path, image):
     assert saved.metadata.thing_classes == predictor.metadata.thing_classes
 
 
+def test_fused_layers_find_the_same(predictor, checkpoint, image):
+    fused = LazyPredictor(CONFIG, checkpoint, score_threshold=0.0, fuse=True)
+    assert len(list(fused.model.parameters())) < len(list(predictor.model.parameters()))
+    want, got = predictor(image)["instances"], fused(image)["instances"]
+    torch.testing.assert_close(got.scores, want.scores, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("picture", "words"),
     [
@@ -188,6 +195,7 @@ def test_what_is_no_picture_is_refused(predictor, picture, words):
         ({"amp_dtype": "half"}, "'float16', 'bfloat16' or None"),
         ({"score_threshold": 50}, "between 0 and 1"),
         ({"device": "gpu"}, "device 'gpu' is unknown"),
+        ({"compile": "reduce_overhead"}, "compile='reduce_overhead' must be true.*Did you mean 'reduce-overhead'"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, words):

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError, did_you_mean
+from .compiling import check_compile
 
 __all__ = [
     "EPOCH_ITERATIONS",
@@ -272,6 +273,12 @@ def check_config(cfg: DictConfig, eval_only: bool = False) -> None:
     _check(cfg.train, "report.num_images", int, minimum=1)
     _check(cfg.train, "report.score_threshold", Number, minimum=0, below=1)
     _check(cfg.train, "accumulate", int, minimum=1)
+    check_compile("train.compile", cfg.train.compile)
+    if cfg.train.compile and cfg.train.parallel == "fsdp":
+        raise ConfigError(
+            f"train.compile={cfg.train.compile} does not work with a model that is spread (train.parallel=fsdp); use "
+            "train.parallel=ddp or train.compile=null."
+        )
     _check_choice(cfg.train, "amp.dtype", ["float16", "bfloat16"])
     _check_choice(cfg.train, "parallel", ["ddp", "fsdp"])
     _check_choice(cfg.train, "ddp.gradient_compression", ["float16", "bfloat16"], optional=True)

@@ -29,10 +29,7 @@ from ..checkpoint.files import tensors_of
 from ..checkpoint.load import match_weights
 from ..checkpoint.weights import read_weights
 from ..errors import CheckpointError, ConfigError, DependencyError, UserError
-from ..modeling.branches import Branch
-from ..modeling.interaction import InteractionUnit
-from ..modeling.merging import BranchMerge
-from ..modeling.necks import SimplePyramidNeck, StageNeck
+from ..modeling.parts import network_parts
 from .build import amp_dtype, build_model, load_initial_weights
 from .distributed import local_main_process_first
 from .evaluate import EvalTask
@@ -212,7 +209,7 @@ def spread(model: nn.Module, mesh: Any, device: torch.device, dtype: torch.dtype
         MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for kind in (None, dtype)
     ]
-    parts = _parts(model)
+    parts = network_parts(model)
     for part in parts:
         half = dtype is not None and not any(isinstance(m, _BatchNorm) for m in part.modules())
         fully_shard(part, mesh=mesh, mp_policy=policies[half], ignored_params=whole)
@@ -228,16 +225,6 @@ def spread(model: nn.Module, mesh: Any, device: torch.device, dtype: torch.dtype
         if not parameter.is_meta:
             parameter.data = parameter.data.to(device)
     return len(parts) + 1
-
-
-def _parts(model: nn.Module) -> list[nn.Module]:
-    found: list[nn.Module] = []
-    for module in model.modules():
-        if isinstance(module, Branch):
-            found += module.block_modules()
-        elif isinstance(module, InteractionUnit | BranchMerge | SimplePyramidNeck | StageNeck):
-            found.append(module)
-    return [part for part in dict.fromkeys(found) if any(p.dim() for p in part.parameters())]
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

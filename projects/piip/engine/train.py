@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..checkpoint.checkpointer import Checkpointer, newest_good_checkpoint
 from ..stopping import stop_request
 from .build import amp_dtype, build_loader, build_optimizer, pick_device
+from .compiling import compile_network
 from .config import apply_overrides, check_config, find_config, load_config
 from .distributed import launch
 from .ema import ModelEMA
@@ -127,6 +128,7 @@ def do_train(cfg: DictConfig, device: torch.device, source: str, resume: bool = 
     logger.info("%s with %.2f M parameters", name, size / 1e6)
     ema = ModelEMA(model, cfg.train.ema.decay, average) if cfg.train.ema.enabled else None
     optimizer = build_optimizer(cfg, model)
+    compile_network(model, cfg.train.compile)
     clip = cfg.train.clip_grad
     trainer = Trainer(
         wrap(model, device, cfg.train.ddp),

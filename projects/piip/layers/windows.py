@@ -24,9 +24,13 @@ def window_partition(x: Tensor, window_size: int) -> Tensor:
     """
     b, h, w, c = x.shape
     s = window_size
-    x = F.pad(x, (0, 0, 0, -w % s, 0, -h % s))
-    rows, cols = x.shape[1] // s, x.shape[2] // s
-    return x.view(b, rows, s, cols, s, c).transpose(2, 3).reshape(b * rows * cols, s, s, c)
+    rows, cols = _windows(h, s), _windows(w, s)
+    # Padding by nothing copies. Where the sides are symbols, torch must not ask, and copies nothing.
+    if torch.compiler.is_compiling() or (rows * s, cols * s) != (h, w):
+        x = F.pad(x, (0, 0, 0, cols * s - w, 0, rows * s - h))
+    x = x.view(b, rows, s, cols, s, c).transpose(2, 3)
+    # Not by reshape, which asks whether it must copy.
+    return x.clone(memory_format=torch.contiguous_format).view(b * rows * cols, s, s, c)
 
 
 def window_unpartition(windows: Tensor, grid_size: tuple[int, int]) -> Tensor:
@@ -37,11 +41,17 @@ def window_unpartition(windows: Tensor, grid_size: tuple[int, int]) -> Tensor:
     """
     h, w = grid_size
     s, c = windows.shape[1], windows.shape[-1]
-    # Of positive numbers alone: ONNX rounds the division of negative ones the other way.
-    rows, cols = (h + s - 1) // s, (w + s - 1) // s
-    x = windows.view(-1, rows, cols, s, s, c).transpose(2, 3).reshape(-1, rows * s, cols * s, c)
+    rows, cols = _windows(h, s), _windows(w, s)
+    x = windows.view(-1, rows, cols, s, s, c).transpose(2, 3)
+    x = x.clone(memory_format=torch.contiguous_format).view(-1, rows * s, cols * s, c)
     if all(isinstance(side, int) for side in grid_size):
         return x[:, :h, :w]
     # An export leaves the size open, on which it depends whether a part of a map lies in one piece. This always does.
     rows, cols = (torch.arange(side, device=x.device) for side in grid_size)
     return x.index_select(1, rows).index_select(2, cols)
+
+
+def _windows(side: int, window_size: int) -> int:
+    """How many windows cover a side."""
+    # Of positive numbers alone: ONNX rounds the division of negative ones the other way.
+    return (side + window_size - 1) // window_size

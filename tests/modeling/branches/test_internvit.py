@@ -80,7 +80,7 @@ def test_padded_tokens_look_like_the_bias():
     x = torch.randn(1, 4, 32)
     q, k, v = attn.qkv(F.pad(x.view(1, 2, 2, 32), (0, 0, 0, 1, 0, 1)).flatten(1, 2)).unflatten(2, (3, 2, 16)).unbind(2)
     want = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
-    got = branch.attend(attn, x, 0, (2, 2))
+    got = branch.attend(attn, x, 3, (2, 2))
     torch.testing.assert_close(got, want.flatten(2).view(1, 3, 3, 32)[:, :2, :2].flatten(1, 2), rtol=1e-5, atol=1e-5)
 
 

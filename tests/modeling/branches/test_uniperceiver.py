@@ -60,7 +60,7 @@ def test_windows_are_padded_with_tokens_not_with_keys():
     padded = F.pad(x.view(1, 4, 4, 32), (0, 0, 0, 2, 0, 2))
     q, k, v = branch.blocks[0].attn.qkv(padded[:, :3, 3:].flatten(1, 2)).unflatten(2, (3, 2, 16)).unbind(2)
     want = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    got = branch.attend(branch.blocks[0].attn, x, 0, (4, 4)).view(1, 4, 4, 32)
+    got = branch.attend(branch.blocks[0].attn, x, 3, (4, 4)).view(1, 4, 4, 32)
     # Of the upper right window only the first column is in the grid.
     torch.testing.assert_close(got[:, :3, 3], want.transpose(1, 2).flatten(2)[:, ::3], rtol=1e-5, atol=1e-5)
 

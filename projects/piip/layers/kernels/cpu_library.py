@@ -23,7 +23,7 @@ from pathlib import Path
 
 from iopath.common.file_io import get_cache_dir
 
-__all__ = ["library_problem", "load_library"]
+__all__ = ["find_compiler", "library_problem", "load_library"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,11 @@ def load_library(source: Path) -> ctypes.CDLL | None:
 def library_problem(source: Path) -> str | None:
     """Why :func:`load_library` gives None, or None where it gives a library."""
     return None if load_library(source) else _problems[source]
+
+
+def find_compiler() -> str | None:
+    """A C++ compiler: ``CXX``, g++ or clang++."""
+    return next(filter(None, map(shutil.which, [os.environ.get("CXX", ""), "g++", "clang++"])), None)
 
 
 def _library_path(source: Path) -> Path:
@@ -87,7 +92,7 @@ def _processor() -> str:
 
 
 def _build(source: Path, path: Path) -> None:
-    compiler = next(filter(None, map(shutil.which, [os.environ.get("CXX", ""), "g++", "clang++"])), None)
+    compiler = find_compiler()
     if compiler is None:
         raise FileNotFoundError("there is no C++ compiler (CXX, g++, clang++)")
     logger.info(f"Building {source.name} for this processor, once; PIIP_KERNELS=eager would avoid it.")

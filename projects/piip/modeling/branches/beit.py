@@ -75,15 +75,14 @@ class BEiTBranch(TransformerBranch):
     def embed(self, image: Tensor) -> BranchState:
         return BranchState(*self.patches(image))
 
-    def attend(self, attn: nn.Module, x: Tensor, index: int, grid_size: tuple[int, int]) -> Tensor:
-        window = self.window_sizes[index]
-        if not window and grid_size != (attn.side, attn.side):
+    def attend(self, attn: nn.Module, x: Tensor, window_size: int, grid_size: tuple[int, int]) -> Tensor:
+        if not window_size and grid_size != (attn.side, attn.side):
             raise ConfigError(
-                f"block {index} of a BEiT branch has global attention with positions for {attn.side} x {attn.side} "
+                f"a block of a BEiT branch has global attention with positions for {attn.side} x {attn.side} "
                 f"tokens, and the grid is {grid_size[0]} x {grid_size[1]}; set window_size, or pretrain_img_size to "
                 "the size of the branch's images."
             )
-        return grid_attention(x, grid_size, window, attn.project, self.num_heads, attn.bias())
+        return grid_attention(x, grid_size, window_size, attn.project, self.num_heads, attn.bias())
 
 
 class _Attention(nn.Module):

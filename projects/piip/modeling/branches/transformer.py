@@ -121,18 +121,17 @@ class TransformerBranch(Branch):
 
     def run_block(self, x: Tensor, index: int, grid_size: tuple[int, int]) -> Tensor:
         """Runs one block on tokens (B, N, C)."""
-        return self.blocks[index](x, partial(self.attend, index=index, grid_size=grid_size))
+        return self.blocks[index](x, partial(self.attend, window_size=self.window_sizes[index], grid_size=grid_size))
 
-    def attend(self, attn: nn.Module, x: Tensor, index: int, grid_size: tuple[int, int]) -> Tensor:
-        """The attention of one block up to its output projection, on normalised tokens (B, N, C)."""
+    def attend(self, attn: nn.Module, x: Tensor, window_size: int, grid_size: tuple[int, int]) -> Tensor:
+        """The attention of a block up to its output projection, on normalised tokens (B, N, C)."""
 
         def project(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             q, k, v = attn.qkv(tokens).chunk(3, dim=-1)
             return attn.q_norm(q), attn.k_norm(k), v
 
         # Padded tokens are as good as gone: they need no output projection.
-        window = self.window_sizes[index]
-        return grid_attention(x, grid_size, window, project, self.num_heads, None, self.pad_after_qkv)
+        return grid_attention(x, grid_size, window_size, project, self.num_heads, None, self.pad_after_qkv)
 
     def run(self, state: BranchState, start: int, stop: int) -> BranchState:
         x = state.tokens if state.prefix is None else torch.cat([state.prefix, state.tokens], dim=1)
