@@ -37,9 +37,9 @@ class Scaled(nn.Module):
     ("kind", "part", "format", "dynamic"),
     [
         ("lsnet_fpn", "backbone", "onnx", True),
-        ("retinanet", "model", "torch", True),
+        pytest.param("retinanet", "model", "torch", True, marks=pytest.mark.slow),
         ("mask_rcnn", "model", "onnx", False),
-        ("piip", "backbone", "torch", True),
+        pytest.param("piip", "backbone", "torch", True, marks=pytest.mark.slow),
         ("piip", "backbone", "onnx", False),
     ],
 )

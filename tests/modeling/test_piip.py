@@ -31,7 +31,7 @@ CASES = [
     "baseline_deit_vit_b",
     "baseline_convnext_b",
     "convnext_tsb_1024_672_448_in256x384",
-    "convnext_tsb_1024_672_448_in320x224_b2",
+    pytest.param("convnext_tsb_1024_672_448_in320x224_b2", marks=pytest.mark.slow),  # as the one before, two images
 ]
 
 

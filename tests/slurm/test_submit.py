@@ -298,6 +298,7 @@ def test_two_nodes_learn_the_quickstart_as_one_process_does(cluster: SlurmCluste
 
 
 @pytest.mark.slurm
+@pytest.mark.slow
 def test_a_sweep_with_a_failure(cluster: SlurmCluster, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """One of the trainings breaks in its process's thirteenth step; from its last checkpoint there are only ten."""
     overrides = ["train.max_iter=20", "train.checkpointer.period=5"]
