@@ -107,6 +107,19 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch):
         compile_network(pyramid(), True)
 
 
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [True, "reduce-overhead"])
+def test_compiled_on_a_gpu(mode):
+    model = pyramid().cuda().eval()
+    image = torch.randn(1, 3, 128, 160, device="cuda")
+    with torch.no_grad():
+        (want,) = model(image)
+        compile_network(model, mode)
+        for _ in range(3):  # CUDA graphs are recorded at the second call
+            torch.testing.assert_close(model(image)[0], want, rtol=1e-3, atol=1e-3 * float(want.abs().max()))
+
+
 @pytest.mark.slow
 def test_compiled_training_ends_with_nearly_the_same_weights(tmp_path):
     plain, compiled = tmp_path / "plain", tmp_path / "compiled"

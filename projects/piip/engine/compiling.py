@@ -59,7 +59,8 @@ def compile_network(model: nn.Module, mode: bool | str | None, backend: str = "i
         raise ConfigError(f"compile={mode}: a {type(model).__name__} has no backbone or network to compile.")
     if backend == "inductor":
         _check_compiler(next(network.parameters()).device.type)
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SIZES)
+    limits = torch._dynamo.config
+    limits.cache_size_limit = max(limits.cache_size_limit, _SIZES)  # newer versions of torch have two names for it
     parts = network_parts(network)
     chosen = [network] if mode in _WITH_GRAPHS or not parts else parts
     for part in chosen:

@@ -50,3 +50,22 @@ def test_layer_ids_count_from_the_embedding():
 def test_bad_settings_are_named(kwargs, message):
     with pytest.raises(ConfigError, match=message):
         ViTBranch(**{"embed_dim": 32, "depth": 3, "num_heads": 2, **kwargs})
+
+
+@pytest.mark.parametrize(("sides", "stays"), [((64, 128), True), ((64, 80), False)])
+def test_tokens_stay_in_their_windows_between_blocks(sides, stays):
+    branch = ViTBranch(32, 4, 2, window_size=[4, 4, 4, 0], pretrain_img_size=64).eval()
+    for parameter in branch.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    shapes = []
+    for block in branch.blocks:
+        block.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
+    with torch.no_grad():
+        one_by_one = at_once = branch.embed(torch.randn(2, 3, *sides))
+        for k in range(4):
+            one_by_one = branch.run(one_by_one, k, k + 1)
+        shapes.clear()
+        at_once = branch.run(at_once, 0, 4)
+    tokens = sides[0] * sides[1] // 256
+    assert shapes == [(2 * tokens // 16, 16, 32) if stays else (2, tokens, 32)] * 3 + [(2, tokens, 32)]
+    torch.testing.assert_close(at_once.tokens, one_by_one.tokens, rtol=1e-5, atol=1e-5)

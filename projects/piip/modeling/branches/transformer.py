@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...errors import ConfigError
 from ...layers.attention import grid_attention
+from ...layers.windows import window_partition, window_unpartition
 from .base import Branch, BranchState, check_rate
 
 __all__ = ["ACTIVATIONS", "TransformerBranch", "init_linears", "linear_rates", "position_grid", "resample_positions"]
@@ -119,9 +121,9 @@ class TransformerBranch(Branch):
         # Sums take on the layout of their first term, so all blocks would work on tokens that lie channel by channel.
         return x.flatten(2).transpose(1, 2).contiguous(), (x.shape[2], x.shape[3])
 
-    def run_block(self, x: Tensor, index: int, grid_size: tuple[int, int]) -> Tensor:
+    def run_block(self, x: Tensor, index: int, grid_size: tuple[int, int], window_size: int) -> Tensor:
         """Runs one block on tokens (B, N, C)."""
-        return self.blocks[index](x, partial(self.attend, window_size=self.window_sizes[index], grid_size=grid_size))
+        return self.blocks[index](x, partial(self.attend, window_size=window_size, grid_size=grid_size))
 
     def attend(self, attn: nn.Module, x: Tensor, window_size: int, grid_size: tuple[int, int]) -> Tensor:
         """The attention of a block up to its output projection, on normalised tokens (B, N, C)."""
@@ -135,15 +137,36 @@ class TransformerBranch(Branch):
 
     def run(self, state: BranchState, start: int, stop: int) -> BranchState:
         x = state.tokens if state.prefix is None else torch.cat([state.prefix, state.tokens], dim=1)
-        for index in range(start, stop):
-            if self.use_act_checkpoint and self.training:
-                x = checkpoint(self.run_block, x, index, state.grid_size, use_reentrant=False)
-            else:
-                x = self.run_block(x, index, state.grid_size)
+        for window, indexes in groupby(range(start, stop), key=self.window_sizes.__getitem__):
+            x = self._run_blocks(x, list(indexes), state.grid_size, window)
         if state.prefix is None:
             return state.replace(tokens=x)
         count = state.prefix.shape[1]
         return state.replace(tokens=x[:, count:], prefix=x[:, :count])
+
+    def _run_blocks(self, x: Tensor, indexes: Sequence[int], grid_size: tuple[int, int], window: int) -> Tensor:
+        """Runs blocks whose windows are the same."""
+        if len(indexes) > 1 and self._can_stay_cut(grid_size, window):
+            x = window_partition(x.unflatten(1, grid_size), window).flatten(1, 2)
+            for index in indexes:
+                x = self.run_block(x, index, (window, window), 0)
+            return window_unpartition(x.unflatten(1, (window, window)), grid_size).flatten(1, 2)
+        for index in indexes:
+            if self.use_act_checkpoint and self.training:
+                x = checkpoint(self.run_block, x, index, grid_size, window, use_reentrant=False)
+            else:
+                x = self.run_block(x, index, grid_size, window)
+        return x
+
+    def _can_stay_cut(self, grid_size: tuple[int, int], window: int) -> bool:
+        """Whether tokens may stay in their windows from block to block.
+
+        Not with padding, which every block makes anew, nor in training, where stochastic depth spares images and not
+        windows. Compiled code puts the copies into what is beside them, and has no use for a condition.
+        """
+        if not window or self.training or torch.compiler.is_compiling():
+            return False
+        return not any(side % window for side in grid_size)
 
     def block_modules(self) -> list[nn.Module]:
         return list(self.blocks)
