@@ -23,6 +23,7 @@ def project() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The tests of a file share fixtures, so they run in one process; those that need Slurm share one cluster.
     for item in items:
