@@ -9,6 +9,6 @@ __all__ = ["is_exporting"]
 
 def is_exporting() -> bool:
     """True inside ``torch.export`` and ``torch.onnx.export``."""
-    # Before torch 2.7 nothing tells the first one; it then keeps our operators.
-    exporting = getattr(torch.compiler, "is_exporting", None)
-    return torch.onnx.is_in_onnx_export() or (exporting is not None and exporting())
+    # The flag, since torch.compile takes torch.compiler.is_exporting() for true. Before torch 2.7 there is none, and
+    # torch.export keeps our operators.
+    return torch.onnx.is_in_onnx_export() or getattr(torch.compiler, "_is_exporting_flag", False)
