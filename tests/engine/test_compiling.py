@@ -68,7 +68,7 @@ def test_equal_blocks_share_their_code():
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_backbone_is_one_graph(dynamic):
     model = pyramid(depth=1).backbone.eval()
     compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=dynamic)

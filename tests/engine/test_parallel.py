@@ -114,6 +114,7 @@ def test_a_file_is_resumed_by_copies_and_a_spread_model(alone: Path, resumed: Pa
         assert_same_training(folder, resumed)
 
 
+@pytest.mark.slow
 def test_a_kill_while_saving_costs_nothing(spread: Path, tmp_path: Path) -> None:
     arguments = ["--config-file", PIIP, f"train.output_dir={tmp_path}", SPREAD]
     killed = run_tool(*arguments, folder=f"{tmp_path}/.model_0000003", kill_at_event=3, processes=2)

@@ -38,7 +38,7 @@ class Scaled(nn.Module):
     [
         ("lsnet_fpn", "backbone", "onnx", True),
         pytest.param("retinanet", "model", "torch", True, marks=pytest.mark.slow),
-        ("mask_rcnn", "model", "onnx", False),
+        pytest.param("mask_rcnn", "model", "onnx", False, marks=pytest.mark.slow),
         pytest.param("piip", "backbone", "torch", True, marks=pytest.mark.slow),
         ("piip", "backbone", "onnx", False),
     ],

@@ -24,7 +24,7 @@ def tensors_of(config, released=True, bare=False):
     ("config", "released", "bare"),
     [
         (f"{COCO}_piip_sbl_1568_1120_672_beitv2_1x.py", True, False),
-        (f"{COCO}_piip_ct_vs_cb_1024_672_448_1x.py", False, False),
+        pytest.param(f"{COCO}_piip_ct_vs_cb_1024_672_448_1x.py", False, False, marks=pytest.mark.slow),
         (f"{COCO}_piip_h6b_1024_512_1x.py", True, True),
         (f"{COCO}_vit_b_1024_1x.py", True, False),
         ("quickstart/dino_piip_digits.py", True, False),

@@ -26,7 +26,7 @@ CASES = [
     "twobranch_deit",
     "twobranch_deit_dino_crossattn",
     "tsb_1120_896_448_in320x320",
-    "tsb_1120_896_448_in224x352_b2",
+    pytest.param("tsb_1120_896_448_in224x352_b2", marks=pytest.mark.slow),  # as the one before, two images
     "beit_sbl_reduced",
     "baseline_deit_vit_b",
     "baseline_convnext_b",

@@ -82,6 +82,7 @@ def test_a_requeued_job_goes_on(cluster: SlurmCluster, tmp_path: Path) -> None:
 
 
 @slurm
+@pytest.mark.slow
 def test_a_lost_node_is_no_failure(cluster: SlurmCluster, tmp_path: Path) -> None:
     """Slurm calls the job NODE_FAIL for a moment, and starts it on another node."""
     number = cluster.submit("--requeue", f"--output={tmp_path}/log", "--wrap=sleep 100")
@@ -101,6 +102,7 @@ def test_a_forgotten_job(cluster: SlurmCluster) -> None:
 
 
 @slurm
+@pytest.mark.slow
 def test_a_controller_that_does_not_answer(cluster: SlurmCluster, tmp_path: Path, monkeypatch) -> None:
     """Nothing is concluded from that: the job may well be running."""
     conf = tmp_path / "slurm.conf"
