@@ -69,3 +69,20 @@ def test_tokens_stay_in_their_windows_between_blocks(sides, stays):
     tokens = sides[0] * sides[1] // 256
     assert shapes == [(2 * tokens // 16, 16, 32) if stays else (2, tokens, 32)] * 3 + [(2, tokens, 32)]
     torch.testing.assert_close(at_once.tokens, one_by_one.tokens, rtol=1e-5, atol=1e-5)
+
+
+def test_frozen_positions_are_resized_once_per_size_until_they_change():
+    branch = ViTBranch(32, 1, 2, pretrain_img_size=64).requires_grad_(False).eval()
+    with torch.inference_mode():
+        first = branch.positions((6, 7))
+    assert branch.positions((6, 7)) is first
+    assert branch.positions((7, 6)) is not first
+    weights = {**branch.state_dict(), "pos_embed": torch.randn_like(branch.pos_embed)}
+    branch.load_state_dict(weights)
+    loaded = branch.positions((6, 7))
+    assert not torch.equal(loaded, first)
+    assert branch.bfloat16().float().positions((6, 7)) is not loaded
+    learning = ViTBranch(32, 1, 2, pretrain_img_size=64)
+    learning.load_state_dict(weights)
+    torch.testing.assert_close(learning.positions((6, 7)), loaded)
+    assert learning.positions((6, 7)).requires_grad

@@ -15,6 +15,8 @@ from .transformer import ACTIVATIONS, TransformerBranch, init_linears, position_
 
 __all__ = ["ViTBranch"]
 
+# How many sizes of a frozen position embedding are remembered.
+_KEPT_SIZES = 16
 _NORMS = {"LN": nn.LayerNorm, "RMS": nn.RMSNorm}
 
 
@@ -22,7 +24,7 @@ class ViTBranch(TransformerBranch):
     """A ViT made of timm blocks: patch embedding, absolute position embedding, pre-norm blocks; no final norm.
 
     Source: PIIP released models, DeiT kind: layer scale in every block, normalisation eps 1e-6, one constant
-    stochastic-depth rate. The position embedding is resized bicubically to the grid at hand in every forward pass.
+    stochastic-depth rate. The position embedding is resized bicubically to the grid at hand.
 
     Args:
         embed_dim: width C.
@@ -98,6 +100,7 @@ class ViTBranch(TransformerBranch):
         self.pos_grid = position_grid(pretrain_img_size, patch_size)
         rows = self.leading_positions + self.pos_grid[0] ** 2
         self.pos_embed = nn.Parameter(torch.zeros(1, rows, embed_dim))
+        self._kept: dict[tuple, Tensor] = {}
         self.num_prefix_tokens = int(class_token)
         if class_token:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -118,8 +121,28 @@ class ViTBranch(TransformerBranch):
         trunc_normal_(self.pos_embed, std=0.02)
         init_linears(self.blocks)
 
+    def positions(self, grid_size: tuple[int, int]) -> Tensor:
+        """The position embedding on a grid, (1, h*w, C); of a frozen one, as after fusing, the latest are kept."""
+        pos = self.pos_embed
+        if pos.requires_grad or pos.is_meta or pos.is_inference() or torch.compiler.is_compiling():
+            return self._resampled(grid_size)
+        key = (grid_size, pos.data_ptr(), pos._version)  # the version changes with the values
+        if key not in self._kept:
+            if len(self._kept) >= _KEPT_SIZES:
+                self._kept.clear()
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept[key] = self._resampled(grid_size)
+        return self._kept[key]
+
+    def _resampled(self, grid_size: tuple[int, int]) -> Tensor:
+        return resample_positions(self.pos_embed[:, self.leading_positions :], self.pos_grid, grid_size)
+
+    def _apply(self, *args: object, **kwargs: object) -> ViTBranch:
+        self._kept.clear()  # parameters move or change their type
+        return super()._apply(*args, **kwargs)
+
     def embed(self, image: Tensor) -> BranchState:
         x, grid = self.patches(image)
-        pos = resample_positions(self.pos_embed[:, self.leading_positions :], self.pos_grid, grid)
+        pos = self.positions(grid)
         prefix = self.cls_token.to(x.dtype).expand(len(x), -1, -1) if self.num_prefix_tokens else None
         return BranchState(x + pos.to(x.dtype), grid, prefix)
