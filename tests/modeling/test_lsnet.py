@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,7 +20,7 @@ from piip.layers import ska
 from piip.modeling import LSNet, LSNetClassifier
 from piip.modeling.fuse import fuse
 from piip.modeling.lsnet import VARIANTS
-from piip.modeling.lsnet.blocks import Attention, LSConv
+from piip.modeling.lsnet.blocks import Attention, LSConv, RepDW
 from piip.modeling.lsnet.position_bias import offset_index, position_bias
 from piip.modeling.lsnet.weights import resize_bias_table
 from tests import reference
@@ -468,3 +469,19 @@ def test_pretrained_files_of_another_size_or_mode_are_refused(tmp_path, name, me
     with pytest.raises(CheckpointError, match=message):
         timm.create_model(name, num_classes=4, pretrained=True, pretrained_cfg_overlay=overlay)
     assert timm.create_model("lsnet_t", features_only=True, pretrained=True, pretrained_cfg_overlay=overlay)
+
+
+def test_depthwise_1x1_convolutions_are_products_of_the_same_numbers() -> None:
+    torch.manual_seed(0)
+    conv = RepDW(16).conv1.c
+    x = torch.randn(2, 16, 5, 7, requires_grad=True)
+    want = F.conv2d(x, conv.weight, groups=16)
+    torch.testing.assert_close(conv(x), want)
+    inputs, grad = (x, conv.weight), torch.randn_like(want)
+    for given, right in zip(
+        torch.autograd.grad(conv(x), inputs, grad), torch.autograd.grad(want, inputs, grad), strict=True
+    ):
+        torch.testing.assert_close(given, right)
+    assert conv(x.bfloat16()).dtype == torch.bfloat16
+    conv.bias = nn.Parameter(torch.ones(16))  # as folding a norm leaves it
+    torch.testing.assert_close(conv(x), want + 1)
