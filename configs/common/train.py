@@ -16,7 +16,7 @@ train = dict(
     seed=None,
     # Falls back to the CPU where there is no GPU.
     device="cuda",
-    # torch.compile for the network: null, true or a mode of it, such as "reduce-overhead" (CUDA graphs).
+    # torch.compile for the network, also with --eval-only: null, true or a mode ("reduce-overhead": CUDA graphs).
     compile=None,
     # Let cuDNN try its algorithms: faster where all inputs have one size.
     cudnn_benchmark=False,

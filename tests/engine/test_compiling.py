@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from piip.engine.compiling import compile_network
 from piip.errors import ConfigError, DependencyError
 from piip.modeling import PIIP, LSNet, ViTBranch
-from tests.engine.running import load, train
+from tests.engine.running import fail, load, train
 from tests.engine.tiny_piip_config import model as classifier
 
 TINY = "tests/engine/tiny_piip_config.py"
@@ -105,6 +105,17 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(DependencyError, match=r"needs a C\+\+ compiler on a CPU"):
         compile_network(pyramid(), True)
+
+
+def test_training_and_evaluation_say_what_they_cannot_compile(tmp_path):
+    config = "--config-file", "tests/engine/tiny_config.py"
+    folder = f"train.output_dir={tmp_path}"
+    train(tmp_path, "train.max_iter=2")
+    for options in (config, (*config, "--eval-only")):
+        assert "TinyNet has no backbone or network to compile" in fail(*options, folder, "train.compile=true")
+    assert "train.compile='fast' must be true" in fail(*config, folder, "train.compile=fast")
+    spread = "train.parallel=fsdp"
+    assert "does not work with a model that is spread" in fail(*config, folder, "train.compile=true", spread)
 
 
 @pytest.mark.gpu

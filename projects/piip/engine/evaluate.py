@@ -19,6 +19,7 @@ from torch import nn
 from ..checkpoint.checkpointer import find_checkpoint
 from ..errors import CheckpointError, ConfigError
 from .build import build_loader, build_model, dataset_names, load_initial_weights
+from .compiling import compile_network
 from .run_dir import write_json
 
 __all__ = ["EvalTask", "build_tests", "do_test", "evaluate_checkpoint", "metrics_table", "run_tests"]
@@ -130,7 +131,8 @@ def evaluate_checkpoint(cfg: DictConfig, device: torch.device) -> dict[str, Any]
             len(report.missing) + len(report.mismatched),
             source,
         )
-    results = run_tests(model.to(device), tests)
+    compile_network(model.to(device), cfg.train.compile)
+    results = run_tests(model, tests)
     if comm.is_main_process():
         write_json(os.path.join(output_dir, EVAL_FILE), {"checkpoint": source, "results": results})
     return results
