@@ -38,4 +38,4 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            pytest.skip("no CUDA device here")
+            pytest.skip("no CUDA device here; make test on a machine with a GPU runs it")

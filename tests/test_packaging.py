@@ -139,7 +139,7 @@ def test_installed_wheel_imports_everywhere(wheel, tmp_path):
 
 def _make(project: Path, *args: str) -> subprocess.CompletedProcess:
     if shutil.which("make") is None:
-        pytest.skip("make is not installed")
+        pytest.skip("make is not installed: the system's package make has it")
     environ = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
     return subprocess.run(["make", "-C", project, *args], capture_output=True, text=True, env=environ)
 

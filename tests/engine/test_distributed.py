@@ -76,7 +76,7 @@ def test_more_gpus_than_there_are(tmp_path: Path) -> None:
 
 def test_falls_back_to_the_cpu(tmp_path: Path) -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
+        pytest.skip("there is a GPU; CUDA_VISIBLE_DEVICES= runs it")
     run = train(tmp_path, "train.device=cuda", "train.max_iter=2")
     assert run.output.count("running on the CPU") == 1
 

@@ -128,7 +128,7 @@ def test_autocast(checkpoint, image):
     assert dtypes == [torch.bfloat16]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; CUDA_VISIBLE_DEVICES= runs it")
 def test_without_a_gpu_the_cpu_is_used(checkpoint):
     assert load_config(CONFIG).train.device == "cuda"
     assert LazyPredictor(CONFIG, checkpoint).device.type == "cpu"

@@ -85,7 +85,7 @@ def test_a_program_runs_without_this_package(tmp_path: Path) -> None:
 
 
 def test_a_graph_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    onnxruntime = pytest.importorskip("onnxruntime", reason='not installed: pip install "piip[export]"')
     monkeypatch.setattr(export, "_ONE_FILE", 0)  # as of a model of more than 2 GB
     output = tmp_path / "toy.onnx"
     output.write_text("an older file")

@@ -173,7 +173,7 @@ def test_gradients_by_finite_differences(name: str) -> None:
     assert torch.autograd.gradcheck(lambda v, x, w: deform_attn(v, levels, x, w), inputs, fast_mode=name == "dino")
 
 
-@pytest.mark.skipif(deform_attn_cpp.missing() is not None, reason="no C++ compiler")
+@pytest.mark.skipif(deform_attn_cpp.missing() is not None, reason="no C++ compiler: install g++ or clang++")
 @pytest.mark.parametrize("batch", [1, 3])
 def test_results_do_not_depend_on_threads(batch: int) -> None:
     value, levels, locations, weights, grad = random_inputs((batch, 5, 12, 200, 4, (3, 3)))

@@ -16,7 +16,7 @@ from torch import Tensor
 from piip.layers import deform_attn, deform_attn_reference
 from piip.layers.kernels import deform_attn_eager
 
-triton = pytest.importorskip("triton", reason="Triton is not installed")
+triton = pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Batch, heads, channels, queries, points, then height and width of every level; one or two programs each, since the

@@ -15,7 +15,7 @@ from torch import Tensor
 from piip.layers import ska, ska_reference
 from piip.layers.kernels import ska_eager
 
-triton = pytest.importorskip("triton", reason="Triton is not installed")
+triton = pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # The interpreter takes a fifth of a second per program, whatever its size: one or two programs each.

@@ -79,7 +79,7 @@ def test_bad_numbers_are_refused(tool: Callable[..., int]) -> None:
         tool("ops", "--rounds", "0")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; CUDA_VISIBLE_DEVICES= runs it")
 def test_a_missing_gpu_is_told(tool: Callable[..., int]) -> None:
     with pytest.raises(ConfigError, match="--device cuda: torch sees no CUDA device here"):
         tool("ops", "--device", "cuda")

@@ -92,7 +92,7 @@ def test_a_broken_picture_is_skipped_and_counted(demo, arguments, pictures, caps
 
 
 def test_videos(demo, arguments, tmp_path, capsys):
-    cv2 = pytest.importorskip("cv2")
+    cv2 = pytest.importorskip("cv2", reason='not installed: pip install "piip[demo]"')
     writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (96, 64))
     for _ in range(2):
         writer.write(np.ascontiguousarray(data.astronaut()[:64, 200:296, ::-1]))

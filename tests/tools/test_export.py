@@ -35,7 +35,7 @@ def test_a_detector(tool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None
 
 
 def test_a_classifier_as_onnx(tool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    onnxruntime = pytest.importorskip("onnxruntime", reason='not installed: pip install "piip[export]"')
     output = tmp_path / "classifier.onnx"
     assert tool.main([*arguments("classifier"), "--output", str(output)]) == 0
     printed = capsys.readouterr().out

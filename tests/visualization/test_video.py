@@ -8,7 +8,7 @@ import pytest
 from piip.errors import DataError
 from piip.visualization.video import annotate_video
 
-cv2 = pytest.importorskip("cv2")
+cv2 = pytest.importorskip("cv2", reason='not installed: pip install "piip[demo]"')
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]  # RGB
 
