@@ -18,7 +18,7 @@ exit_without_detectron2()
 from piip.engine.config import load_config
 from piip.engine.predictor import LazyPredictor
 from piip.errors import run_cli
-from piip.export import FORMATS, PARTS, export_model, network_of
+from piip.export import PARTS, SUFFIXES, export_model, network_of
 from piip.export.export import check_output
 
 EXAMPLES = """
@@ -40,8 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", metavar="FILE", help="file or address of weights; by default train.init_checkpoint"
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help=f"ends in {' or '.join(FORMATS.values())}")
-    parser.add_argument("--format", choices=FORMATS, help="by default what the name of the file says")
+    parser.add_argument("--output", required=True, metavar="FILE", help=f"{' or '.join('*' + s for s in SUFFIXES)}")
     parser.add_argument(
         "--what", choices=PARTS, default="backbone",
         help="the backbone with its FPN, of a classifier the logits (default), or a whole detector",
@@ -57,11 +56,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
     output = Path(args.output)
-    format = args.format or next((f for f, suffix in FORMATS.items() if suffix == output.suffix), "torch")
-    check_output(output, format)
+    check_output(output)
     predictor = LazyPredictor(load_config(args.config_file, args.opts), args.checkpoint, device="cpu")
     network = network_of(predictor.model, args.what)
-    report = export_model(network, output, format, args.size, args.dynamic)
+    report = export_model(network, output, args.size, args.dynamic)
     print(f"image 1 x 3 x {'H x W' if args.dynamic else ' x '.join(map(str, args.size or network.size))}")
     for name, shape in report["outputs"].items():
         print(f"  {name:8} {' x '.join(map(str, shape))}")

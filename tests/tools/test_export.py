@@ -48,16 +48,13 @@ def test_a_classifier_as_onnx(tool, tmp_path: Path, capsys: pytest.CaptureFixtur
     ("args", "message"),
     [
         (["--config-file", "quickstart/retinanet_lsnet_digit", "--output", "x.pt2"], "Did you mean"),
-        ([*arguments("retinanet"), "--output", "x.pth"], "'x.pth' must end in .pt2"),
-        ([*arguments("retinanet"), "--output", "x.pt2", "--format", "onnx"], "must end in .onnx for the format onnx"),
+        (["--config-file", "no-config", "--output", "x.pth"], "suffix '.pth' of the file 'x.pth' says no format"),
+        ([*arguments("retinanet"), "--output", "onnx"], "suffix '' of the file 'onnx' says no format; name the"),
         ([*arguments("retinanet"), "--output", "missing/x.pt2"], "there is no folder 'missing'"),
         ([*arguments("retinanet"), "--output", "x.pt2", "--size", "100", "128"], "multiples of 32"),
         ([*arguments("piip"), "--output", "x.pt2", "--checkpoint", "missing.pth"], "checkpoint 'missing.pth'"),
         (["--config-file", "quickstart/dino_piip_digits", "--output", "x.pt2", "--what", "model"], "a whole DINO"),
-        (
-            ["--config-file", "quickstart/dino_piip_digits", "--output", "x.pt2", "--format", "tf"],
-            "invalid choice: 'tf'",
-        ),
+        ([*arguments("retinanet"), "--output", "x.pt2", "--what", "head"], "invalid choice: 'head'"),
         (["--config-file", "common/optim.py", "--output", "x.pt2"], "the config has no model"),
     ],
 )

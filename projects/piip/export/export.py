@@ -22,14 +22,14 @@ from ..errors import ConfigError, DependencyError, StorageError, UserError
 from .compare import compare
 from .networks import Network
 
-__all__ = ["FORMATS", "export_model"]
+__all__ = ["SUFFIXES", "export_model"]
 
 logger = logging.getLogger(__name__)
 
 Run = Callable[[Tensor], dict[str, Tensor]]
 
-# The suffix of a file of each format.
-FORMATS = {"torch": ".pt2", "onnx": ".onnx"}
+# Of a program of torch.export and of an ONNX graph.
+SUFFIXES = (".pt2", ".onnx")
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # The first opset with what LayerNorm and RoIAlign of half pixels need, and which the exporter writes by itself.
 _OPSET = 18
@@ -41,7 +41,6 @@ _ONE_FILE = 2**31 - 2**24
 def export_model(
     network: Network,
     output: str | os.PathLike,
-    format: str,
     size: tuple[int, int] | None = None,
     dynamic: bool = False,
 ) -> dict[str, Any]:
@@ -49,9 +48,9 @@ def export_model(
 
     Args:
         network: what :func:`~.networks.network_of` gives.
-        output: the file, whose folder must exist; ``.pt2`` for ``"torch"``, ``.onnx`` for ``"onnx"``. ONNX of more
-            than 2 GB has its weights in a second file beside it, with ``.data`` after the name.
-        format: a name of :data:`FORMATS`.
+        output: the file, whose folder must exist. Its suffix chooses the format: ``.pt2`` a program of torch.export,
+            ``.onnx`` an ONNX graph, which above 2 GB has its weights in a second file beside it, with ``.data`` after
+            the name.
         size: height and width of images in pixels; by default those of the network.
         dynamic: whether height and width may be other multiples of the network's stride.
 
@@ -66,37 +65,40 @@ def export_model(
         StorageError: when the disk is full.
     """
     size = tuple(size or network.size)
-    check_arguments(network, Path(output), format, size, dynamic)
+    check_arguments(network, Path(output), size, dynamic)
     example = network.image(size, seed=0)
     with torch.no_grad(), _quiet(), _new_files(Path(output)) as path:
         program = _capture(network, example, dynamic)
-        write = {"torch": _write_torch, "onnx": _write_onnx}[format]
+        write = {".pt2": _write_torch, ".onnx": _write_onnx}[path.suffix]
         run = write(program, path, json.dumps({**network.info, "size": None if dynamic else size}))
         sizes = [size, (size[1] + network.stride, size[0])]
         return _checked(network, run, sizes[: 1 + dynamic])
 
 
-def check_arguments(network: Network, output: Path, format: str, size: tuple[int, int], dynamic: bool) -> None:
+def check_arguments(network: Network, output: Path, size: tuple[int, int], dynamic: bool) -> None:
     """Refuses what cannot work, before anything is computed.
 
     Raises:
         ConfigError, DependencyError: see :func:`export_model`.
     """
-    check_output(output, format)
+    check_output(output)
     network.check_size(size, dynamic)
 
 
-def check_output(output: Path, format: str) -> None:
+def check_output(output: Path) -> None:
     """The part of :func:`check_arguments` that needs no model."""
-    if output.suffix != FORMATS[format]:
-        raise ConfigError(f"the file {str(output)!r} must end in {FORMATS[format]} for the format {format}.")
+    if output.suffix not in SUFFIXES:
+        raise ConfigError(
+            f"the suffix {output.suffix!r} of the file {str(output)!r} says no format; "
+            f"name the file {' or '.join('*' + suffix for suffix in SUFFIXES)}."
+        )
     if output.is_dir() or not output.parent.is_dir():
         what = "is a folder" if output.is_dir() else f"cannot be written: there is no folder {str(output.parent)!r}"
         raise ConfigError(f"the file {str(output)!r} {what}; name a file in a folder that exists.")
     if not hasattr(torch.compiler, "is_exporting"):
         raise DependencyError(f"exporting needs torch 2.7 or newer; this is {torch.__version__}.")
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if format == "onnx" and missing:
+    if output.suffix == ".onnx" and missing:
         raise DependencyError(f'ONNX needs {", ".join(missing)}: run `pip install "piip[export]"`.')
 
 
