@@ -137,6 +137,13 @@ def test_installed_wheel_imports_everywhere(wheel, tmp_path):
     assert ran.returncode == 0, ran.stderr
 
 
+def test_tests_of_a_file_share_a_process(request):
+    """What conftest.py marks reaches pytest-xdist, which writes the group behind the name of the test."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("one process anyway; make test runs it")
+    assert request.node.nodeid.endswith(f"@{request.path}"), "is it --dist loadgroup, and a pytest of setup.cfg?"
+
+
 def _make(project: Path, *args: str) -> subprocess.CompletedProcess:
     if shutil.which("make") is None:
         pytest.skip("make is not installed: the system's package make has it")
