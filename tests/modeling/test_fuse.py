@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from piip import model_zoo
 from piip.errors import ConfigError
-from piip.layers import DeformAttn
+from piip.layers import DeformAttn, WinogradConv2d
 from piip.modeling import (
     FPN,
     PIIP,
@@ -232,3 +232,34 @@ def test_what_cannot_be_fused_is_told():
     with pytest.raises(ConfigError, match="no parts left to fuse"):
         fuse(fused)
     assert fused.train().training
+
+
+def test_wide_convolutions_are_fast_ones_on_a_cpu():
+    torch.manual_seed(0)
+    model = random_norms(instantiate(model_zoo.get_config("mask_rcnn_lsnet_t_1x").model))
+    parts = fast_parts(fuse(model))
+    assert parts["backbone"] == [f"output_convs.p{level}" for level in range(2, 7)]
+    assert len(parts["proposal_generator"]) == 1
+    assert len(parts["roi_heads"]) == 4  # of masks
+    fpn = random_vectors(FPN(pyramid(), ALL, 256, norm="GN"))  # Detectron2's has its layers in lists
+    fused = fuse(fpn)
+    assert sorted(fast_parts(fused)) == [f"fpn_output{level}" for level in (2, 3, 4, 5)]
+    ran = set()
+    for name, module in fused.named_modules():
+        if isinstance(module, WinogradConv2d):
+            module.register_forward_hook(lambda *args, name=name: ran.add(name))
+    x = torch.randn(1, 3, 128, 192)
+    with torch.no_grad():
+        want, got = fpn(x), fused(x)
+    for name in want:
+        assert (got[name] - want[name]).norm() < 1e-5 * want[name].norm()
+    assert len(ran) == 4
+
+
+def fast_parts(model: nn.Module) -> dict[str, list[str]]:
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, WinogradConv2d):
+            part, _, rest = name.partition(".")
+            found.setdefault(part, []).append(rest)
+    return found

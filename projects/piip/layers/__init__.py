@@ -6,10 +6,12 @@ from .ms_deform_attn import MSDeformAttn
 from .sampling import deform_attn, deform_attn_reference
 from .ska import ska, ska_reference
 from .windows import window_partition, window_unpartition
+from .winograd import WinogradConv2d
 
 __all__ = [
     "DeformAttn",
     "MSDeformAttn",
+    "WinogradConv2d",
     "deform_attn",
     "deform_attn_reference",
     "grid_attention",

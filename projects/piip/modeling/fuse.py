@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import ConfigError
+from ..layers.winograd import WinogradConv2d
 from .interaction import Injector
 from .lsnet.blocks import ConvNorm, RepDW
 from .lsnet.classifier import Head
@@ -35,6 +36,8 @@ def fuse(module: nn.Module) -> nn.Module:
     * The simple feature pyramid: the transposed convolution that ends a level and the 1x1 convolution with which an FPN
       (or what DINO and UPerNet have instead) begins become one, with a quarter of their computation or less.
     * Transformers, ConvNeXt and interactions: the layers before a residual connection take in its scale.
+    * On a CPU, wide 3x3 convolutions of merging, pyramids and heads become :class:`piip.layers.WinogradConv2d`. A model
+      for a GPU is fused there.
 
     The copy is for inference and has other names in its state dict: load weights before.
 
@@ -53,20 +56,14 @@ def fuse(module: nn.Module) -> nn.Module:
         fused = copy.deepcopy(module)
         parts = list(fused.modules())
         changed = [fold(part) for part in parts for kinds, fold in _FOLDED.items() if isinstance(part, kinds)]
-        if not any(changed) and not any(type(part) in _REPLACED for part in parts):
+        swaps = {part: _REPLACED[type(part)](part) for part in fused.modules() if type(part) in _REPLACED}
+        swaps |= {p: _fast(p) for p in fused.modules() if type(p) in (nn.Conv2d, Conv2d) and WinogradConv2d.suits(p)}
+        if not any(changed) and not swaps:
             raise ConfigError(
                 f"the {type(module).__name__} has no parts left to fuse; it has none of LSNet, PIIP, vision "
                 "transformers or ConvNeXt, or it has been fused before."
             )
-        return _replace(fused).requires_grad_(False)
-
-
-def _replace(module: nn.Module) -> nn.Module:
-    if type(module) in _REPLACED:
-        return _REPLACED[type(module)](module)
-    for name, child in module.named_children():
-        setattr(module, name, _replace(child))
-    return module
+        return _swap(fused, swaps).requires_grad_(False)
 
 
 def _fuse_conv_norm(unit: ConvNorm) -> nn.Conv2d:
@@ -142,7 +139,7 @@ def _fold_laterals(part: nn.Module) -> bool:
         }
     for name, conv in found.items():
         neck.replace_last(name, _then(neck.levels[name][-1], conv), conv.out_channels)
-        _swap(part, conv, _Rest(conv))
+    _swap(part, {conv: _Rest(conv) for conv in found.values()})
     return bool(found)
 
 
@@ -182,13 +179,21 @@ class _Rest(nn.Module):
         return x if self.activation is None else self.activation(x)
 
 
-def _swap(part: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for module in list(part.modules()):
-        for name, child in list(module.named_children()):
-            if child is old:
-                setattr(module, name, new)
-    if isinstance(part, FPN):  # has them in a list besides
-        part.lateral_convs = [new if conv is old else conv for conv in part.lateral_convs]
+def _fast(conv: nn.Conv2d) -> nn.Module:
+    fast = WinogradConv2d(conv)
+    return nn.Sequential(fast, _Rest(conv)) if isinstance(conv, Conv2d) else fast
+
+
+def _swap(whole: nn.Module, swaps: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Puts layers in the place of others, wherever a model has these."""
+    for module in list(whole.modules()):
+        for name, child in module._modules.items():
+            if child in swaps:
+                setattr(module, name, swaps[child])
+        for name, value in vars(module).items():  # Detectron2's FPN has its layers in lists besides
+            if isinstance(value, list) and any(isinstance(item, nn.Module) and item in swaps for item in value):
+                setattr(module, name, [swaps.get(item, item) for item in value])
+    return swaps.get(whole, whole)
 
 
 _FOLDED: dict[type | tuple[type, ...], Callable[[nn.Module], bool]] = {

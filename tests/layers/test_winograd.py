@@ -1,0 +1,99 @@
+"""3x3 convolutions by Winograd's algorithm: the numbers of PyTorch's convolution, and when it is not used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from piip.layers import WinogradConv2d
+
+OURS = "piip::winograd_conv2d"
+
+
+def made(in_channels: int = 192, out_channels: int = 224, **kwargs) -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, **kwargs).requires_grad_(False)
+
+
+def operators(run) -> set[str]:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
+        run()
+    return {event.name for event in profile.events()}
+
+
+# One strip of tiles and several, sides that are no multiples of a tile, one column, and more images than tiles at once.
+@pytest.mark.parametrize("shape", [(1, 24, 24), (2, 25, 27), (1, 130, 1), (1, 66, 70), (300, 4, 4), (3, 14, 13)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gives_the_numbers_of_the_convolution(shape, bias):
+    conv = made(bias=bias)
+    batch, *size = shape
+    x = torch.randn(batch, 192, *size)
+    fast = WinogradConv2d(conv)
+    expected = nn.functional.conv2d(
+        x.double(), conv.weight.double(), None if conv.bias is None else conv.bias.double(), padding=1
+    )
+    for image in (x, x.to(memory_format=torch.channels_last)):
+        out = fast(image)
+        assert out.shape == expected.shape
+        assert out.dtype == x.dtype
+        assert (out - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert OURS in operators(lambda: fast(x))
+
+
+def test_few_tiles_and_empty_batches_are_convolved_directly():
+    conv = made()
+    fast = WinogradConv2d(conv)
+    x = torch.randn(1, 192, 7, 9)
+    assert "aten::conv2d" in operators(lambda: fast(x))
+    assert torch.equal(fast(x), conv(x).contiguous(memory_format=torch.channels_last))
+    assert fast(x[:0]).shape == (0, 224, 7, 9)
+
+
+@pytest.mark.parametrize(
+    ("change", "suits"),
+    [
+        ({}, True),
+        ({"bias": False}, True),
+        ({"stride": 2}, False),
+        ({"dilation": 2}, False),
+        ({"groups": 2}, False),
+        ({"padding": 0}, False),
+        ({"kernel_size": 1, "padding": 0}, False),
+        ({"padding_mode": "reflect"}, False),
+        ({"out_channels": 64}, False),
+        ({"dtype": torch.bfloat16}, False),
+        ({"device": "meta"}, False),
+    ],
+)
+def test_suits_wide_plain_convolutions_on_a_cpu(change, suits):
+    conv = nn.Conv2d(**{"in_channels": 192, "out_channels": 192, "kernel_size": 3, "padding": 1, **change})
+    assert WinogradConv2d.suits(conv) == suits
+
+
+def test_gradients_other_dtypes_and_devices_take_the_convolution():
+    conv = made()
+    fast = WinogradConv2d(conv)
+    x = torch.randn(1, 192, 24, 24, requires_grad=True)
+    (grad,) = torch.autograd.grad(fast(x).square().sum(), x)
+    (expected,) = torch.autograd.grad(conv(x).square().sum(), x)
+    assert torch.equal(grad, expected)
+    with torch.no_grad():
+        assert OURS in operators(lambda: fast(x))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert fast(x).dtype == torch.bfloat16
+    half = WinogradConv2d(made()).to(torch.bfloat16)
+    assert half(x.detach().bfloat16()).dtype == torch.bfloat16
+    assert fast.to("meta")(x.to("meta")).is_meta
+
+
+def test_transformed_kernels_are_no_part_of_the_state_dict():
+    conv = made()
+    assert WinogradConv2d(conv).state_dict().keys() == conv.state_dict().keys()
+
+
+@pytest.mark.parametrize("size", [(24, 24), (6, 10)])
+def test_operator_is_registered_as_torch_wants_it(size):
+    fast = WinogradConv2d(made())
+    arguments = (torch.randn(1, 192, *size), fast.weight, fast.transformed, fast.bias)
+    torch.library.opcheck(torch.ops.piip.winograd_conv2d.default, arguments)
