@@ -30,7 +30,7 @@ from ..modeling import Branch
 from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.meta_arch import DINO, ImageClassifier, SemanticSegmentor
 from .cost import Cost
-from .shapes import UncountedShapes
+from .shapes import PRODUCTS, UNCOUNTED, QuickShapes
 
 __all__ = ["CONVENTIONS", "Complexity", "analyze", "natural_size"]
 
@@ -115,7 +115,8 @@ def analyze(model: nn.Module, size: tuple[int, int] | None = None) -> Complexity
     height, width = (math.ceil(side / divisor) * divisor for side in (height, width))
 
     inference, seen = _Inference(model), _count_at_modules(model)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, UncountedShapes():
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), QuickShapes(PRODUCTS), counter, QuickShapes(UNCOUNTED):  # what is innermost comes first
         inference(torch.empty(1, 3, height, width, device="meta"))
     # Names start with those of _Inference and of the model in it.
     macs = {tuple(name.split(".")[2:]): sum(n.values()) // 2 for name, n in counter.get_flop_counts().items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import PurePosixPath
 
@@ -48,6 +49,7 @@ class Measured:
         return None if self.by_papers is None else Cost.total(self.by_papers.values())
 
 
+@cache  # to load a config takes a while, too
 def measure(config: str) -> Measured:
     """Counts a model of :func:`~piip.model_zoo.zoo.published` by the name of its config; takes seconds, remembered."""
     width, _, height = published()[config]["resolutions"].partition("/")[0].partition("x")
