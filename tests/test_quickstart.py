@@ -12,17 +12,25 @@ from detectron2.config import instantiate
 from detectron2.utils.events import EventStorage
 
 from piip import model_zoo
+from tests.engine import running
 
 MASK_RCNN, DINO = "quickstart/mask_rcnn_piip_digits.py", "quickstart/dino_piip_digits.py"
 SEMANTIC, PANOPTIC = "quickstart/semantic_fpn_piip_digits.py", "quickstart/panoptic_fpn_piip_digits.py"
 
 
+def results_of(output_dir: Path) -> dict[str, dict[str, float]]:
+    return json.loads((output_dir / "eval.json").read_text())["results"]
+
+
 def train(project: Path, output_dir: Path, *overrides: str, config: str = MASK_RCNN) -> dict[str, dict[str, float]]:
-    """Runs the demo's command; returns the results of its evaluation."""
+    """Runs the demo's command, with all threads; returns the results of its evaluation."""
     tool = project / "tools/lazyconfig_train_net.py"
     command = [sys.executable, str(tool), "--config-file", config, f"train.output_dir={output_dir}", *overrides]
     subprocess.run(command, check=True, cwd=project)
-    return json.loads((output_dir / "eval.json").read_text())["results"]
+    return results_of(output_dir)
+
+
+SHORT = ("train.max_iter=2", "train.report.num_images=1", "dataloader.train.total_batch_size=2")
 
 
 @pytest.mark.slow
@@ -74,19 +82,17 @@ def test_panoptic_segmentation_learns(project: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report" / "pq.png").exists()
 
 
-def test_semantic_segmentation_trains_and_reports(project: Path, tmp_path: Path) -> None:
-    small = ("train.max_iter=2", "train.report.num_images=1", "dataloader.train.total_batch_size=2")
-    results = train(project, tmp_path, *small, config=SEMANTIC)
-    assert set(results["sem_seg"]) >= {"mIoU", "fwIoU", "mACC", "pACC"}
+def test_semantic_segmentation_trains_and_reports(tmp_path: Path) -> None:
+    running.train(tmp_path, *SHORT, config=SEMANTIC)
+    assert set(results_of(tmp_path)["sem_seg"]) >= {"mIoU", "fwIoU", "mACC", "pACC"}
     assert {p.name for p in (tmp_path / "report").iterdir()} >= {"index.md", "iou.png", "predictions.png"}
     best = json.loads((tmp_path / "summary.json").read_text())
     assert best["best_metric"] == "sem_seg/mIoU"
 
 
-def test_dino_trains_and_reports(project: Path, tmp_path: Path) -> None:
-    small = ("train.max_iter=2", "train.report.num_images=1", "dataloader.train.total_batch_size=2")
-    results = train(project, tmp_path, *small, config=DINO)
-    assert set(results) == {"bbox"}
+def test_dino_trains_and_reports(tmp_path: Path) -> None:
+    running.train(tmp_path, *SHORT, config=DINO)
+    assert set(results_of(tmp_path)) == {"bbox"}
     assert {p.name for p in (tmp_path / "report").iterdir()} >= {"index.md", "predictions.png"}
 
 

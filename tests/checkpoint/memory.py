@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+import tempfile
 from typing import Any
+
+from tests.engine.running import run_tool
 
 # Memory that is backed by a file is not counted: the system may drop it at any time.
 MEASURE = """
@@ -33,7 +33,9 @@ def measure():
 
 def run(code: str) -> dict[str, Any]:
     """Runs code that uses ``measure`` and returns what it printed last."""
-    project = Path(__file__).resolve().parents[2]
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=project)
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout.splitlines()[-1])
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
+        script.write(code)
+        script.flush()
+        ran = run_tool(script=script.name)
+    assert ran.status == 0, ran.output
+    return json.loads(ran.output.splitlines()[-1])

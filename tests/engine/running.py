@@ -89,9 +89,9 @@ def train(
     return run
 
 
-def fail(*arguments: str) -> str:
-    """Runs the tool with something wrong; returns the one line in which it says so."""
-    run = run_tool(*arguments)
+def fail(*arguments: str, script: Path | str = TOOL) -> str:
+    """Runs the tool, or another script, with something wrong; returns the one line in which it says so."""
+    run = run_tool(*arguments, script=script)
     assert run.status == 2, run.output
     assert "Traceback" not in run.output, run.output
     lines = [line for line in run.output.splitlines() if line.startswith("error: ")]

@@ -25,7 +25,14 @@ def build(family: str) -> torch.nn.Module:
     return instantiate(LazyConfig.apply_overrides(LazyConfig.load(CONFIG), [choose(family)]).model)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# Their training runs code that others run, too; their conversion is in test_convert.py and test_belongs.py, and every
+# one of their parameters learns below.
+LIKE_OTHERS = {"internvit", "internvit_6b", "beit", "uniperceiver", "hybrid", "single"}
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_OTHERS)) for name in FAMILIES]
+)
 def test_trains_resumes_and_converts_bit_for_bit(family: str, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(whole, choose(family), config=CONFIG)

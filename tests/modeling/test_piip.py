@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from detectron2.config import instantiate
 from detectron2.modeling.backbone.fpn import FPN as Detectron2FPN
 
 from piip import model_zoo
@@ -14,6 +13,7 @@ from piip.errors import ConfigError
 from piip.modeling import FPN, PIIP, SingleBranch, ViTBranch, image_pyramid
 from piip.modeling.branch_pyramid import block_groups
 from piip.modeling.branches.convnext import ConvNeXtBranch
+from piip.modeling.without_weights import build_without_weights
 from tests import reference
 
 CASES = [
@@ -44,7 +44,7 @@ CONFIGS = {
 
 def load(case):
     if config := CONFIGS.get(case["name"]):
-        model = instantiate(model_zoo.get_config(config).model.backbone.bottom_up)
+        model = build_without_weights(model_zoo.get_config(config).model.backbone.bottom_up)
     else:
         model = build_from_official(case["class"], case["args"])
     report = load_official(model, reference.weights(case["state_dict"]))

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ import pytest
 from piip.errors import DependencyError, UserError
 from piip.slurm import cli
 from piip.slurm.state import local_state
-from tests.engine.running import ROOT, TINY, differences, load, metrics, train
+from tests.engine.running import ROOT, TINY, differences, load, metrics, run_tool, train
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.processes import parent_of, processes
 from tests.slurm.training import TWO_NODES, assert_undisturbed, submit
@@ -385,6 +383,6 @@ def test_cancelled_on_this_machine(jobs_find_the_tests: None, tmp_path: Path) ->
 
 def test_the_tool_in_this_process(jobs_find_the_tests: None, tmp_path: Path) -> None:
     arguments = ["--executor", "debug", *tiny(tmp_path, "train.max_iter=6")]
-    done = subprocess.run([sys.executable, SUBMIT, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_tool(*arguments, script=SUBMIT)
+    assert done.status == 0, done.output
     assert load(tmp_path / "model_final.pth")["iteration"] == 5

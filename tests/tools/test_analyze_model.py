@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,13 +12,9 @@ import pytest
 from piip.analysis import build_on_meta, published_cost
 from piip.engine.config import load_config
 from piip.errors import run_cli
+from tests.engine.running import run_tool
 
 DIGITS = "quickstart/mask_rcnn_piip_digits"
-
-
-def run(project: Path, *args: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(project / "tools" / "analyze_model.py"), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def main_of(path: Path):
@@ -48,12 +43,13 @@ def test_one_config(project: Path, tmp_path: Path) -> None:
     ]
     parts = ["--parts", "backbone.bottom_up", "--parts", "roi_heads"]
     output = tmp_path / "cost.json"
-    ran = run(project, "--config-file", DIGITS, *overrides, "--input-size", 100, 200, *parts, "--json", output)
-    assert ran.returncode == 0, ran.stderr
-    assert "input 128 x 224" in ran.stdout
-    assert "box head: 100 proposals" in ran.stdout
-    assert "By the papers' counting" in ran.stdout
-    assert "Published" not in ran.stdout
+    options = ["--config-file", DIGITS, *overrides, "--input-size", "100", "200", *parts, "--json", str(output)]
+    ran = run_tool(*options, script=project / "tools" / "analyze_model.py")
+    assert ran.status == 0, ran.output
+    assert "input 128 x 224" in ran.output
+    assert "box head: 100 proposals" in ran.output
+    assert "By the papers' counting" in ran.output
+    assert "Published" not in ran.output
     data = json.loads(output.read_text())
     assert data["input_size"] == [128, 224]
     assert data["parts"]["roi_heads.box_predictor"]["params"] == 129 * 4 + 129 * 12

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from piip.checkpoint.weights import read_weights
 from piip.errors import run_cli
 from piip.modeling import SingleBranch, ViTBranch
 from tests.checkpoint.test_weights import shard
+from tests.engine.running import run_tool
 
 DIGITS = "quickstart/mask_rcnn_piip_digits.py"
 
@@ -62,19 +62,18 @@ def equal(a, b):
 
 def test_there_and_back_from_the_command_line(project, model, files, tmp_path):
     def run(*args):
-        command = [sys.executable, str(project / "tools" / "convert_checkpoint.py"), *map(str, args)]
-        ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout
+        ran = run_tool(*map(str, args), script=project / "tools" / "convert_checkpoint.py")
+        assert ran.status == 0, ran.output
+        return ran.output
 
-    out = run(files / "own.pth", "--to", "official.pth", "--layout", "official", "--config", DIGITS)
+    out = run(files / "own.pth", "--to", tmp_path / "official.pth", "--layout", "official", "--config", DIGITS)
     assert "a 3-branch PIIP of widths 64/96/128 and depths 2/2/2 (DeiT kind) in a Mask R-CNN" in out
     assert "342 loaded, 0 resized, 0 missing" in out
     assert "6 of them added with neutral values" in out
     other = instantiate(model_zoo.get_config(DIGITS).model)
     assert load_official(other, torch.load(tmp_path / "official.pth", weights_only=True)).complete
     assert equal(other, model)
-    run("official.pth", "--to", "back.safetensors", "--config", DIGITS)
+    run(tmp_path / "official.pth", "--to", tmp_path / "back.safetensors", "--config", DIGITS)
     again = instantiate(model_zoo.get_config(DIGITS).model)
     assert load_weights(again, str(tmp_path / "back.safetensors")).complete
     assert equal(again, model)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from skimage import data
 
 from piip.engine.config import load_config
 from piip.errors import ConfigError, DataError
+from tests.engine.running import fail, run_tool
 
 CONFIG = "quickstart/mask_rcnn_piip_digits.py"
 
@@ -148,14 +146,11 @@ def test_overrides_may_follow_the_inputs(demo):
 
 def test_as_a_program(project, arguments, tmp_path):
     """In a process of its own, on a photograph of scikit-image; then with an error of the user."""
-    command = [sys.executable, str(project / "tools" / "demo.py"), *arguments, "--output", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(project / "projects"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "--input", "skimage:chelsea"], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    tool, arguments = project / "tools" / "demo.py", [*arguments, "--output", str(tmp_path)]
+    done = run_tool(*arguments, "--input", "skimage:chelsea", script=tool)
+    assert done.status == 0, done.output
     assert np.asarray(Image.open(tmp_path / "chelsea.png")).shape == data.chelsea().shape
     assert not np.array_equal(np.asarray(Image.open(tmp_path / "chelsea.png")), data.chelsea())
-    assert "Traceback" not in done.stderr
-    done = subprocess.run([*command, "--input", "nothing.png"], capture_output=True, text=True, env=environment)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: input 'nothing.png' does not exist")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.output
+    message = fail(*arguments, "--input", "nothing.png", script=tool)
+    assert message.startswith("error: input 'nothing.png' does not exist")
