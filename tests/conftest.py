@@ -11,10 +11,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files; a machine may
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several processes would wait for one another
 
-# Files whose tests share what takes long: the recount of the zoo.
-_ONE_PROCESS = dict.fromkeys(
-    ("test_analyze_model.py", "test_complexity.py", "test_published.py", "test_table.py"), "zoo"
-)
+# Files whose tests share what takes long: the recount of the zoo, the packaged models without their weights.
+_ONE_PROCESS = {
+    **dict.fromkeys(("test_analyze_model.py", "test_complexity.py", "test_published.py", "test_table.py"), "zoo"),
+    **dict.fromkeys(("test_belongs.py", "test_recipes.py", "test_recognize.py", "test_zoo.py"), "models"),
+}
 
 
 @pytest.fixture(scope="session")

