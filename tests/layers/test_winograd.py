@@ -95,5 +95,5 @@ def test_transformed_kernels_are_no_part_of_the_state_dict():
 @pytest.mark.parametrize("size", [(24, 24), (6, 10)])
 def test_operator_is_registered_as_torch_wants_it(size):
     fast = WinogradConv2d(made())
-    arguments = (torch.randn(1, 192, *size), fast.weight, fast.transformed, fast.bias)
+    arguments = (torch.randn(1, 192, *size), fast.weight, fast.kernel, fast.bias)
     torch.library.opcheck(torch.ops.piip.winograd_conv2d.default, arguments)

@@ -1,6 +1,7 @@
 """Operators and small layers that know nothing of branches, pyramids or detectors."""
 
 from .attention import grid_attention
+from .cpu_conv import PointwiseConv2d
 from .deform_attn import DeformAttn
 from .ms_deform_attn import MSDeformAttn
 from .sampling import deform_attn, deform_attn_reference
@@ -11,6 +12,7 @@ from .winograd import WinogradConv2d
 __all__ = [
     "DeformAttn",
     "MSDeformAttn",
+    "PointwiseConv2d",
     "WinogradConv2d",
     "deform_attn",
     "deform_attn_reference",

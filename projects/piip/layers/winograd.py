@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .exporting import is_exporting
+from .cpu_conv import CPUConv2d, is_plain
 
 __all__ = ["WinogradConv2d"]
 
@@ -17,13 +17,12 @@ _AT_ONCE = 256  # tiles: enough for fast products, few enough for the caches
 _WORTH_IT = 32  # tiles
 
 
-class WinogradConv2d(nn.Conv2d):
-    """The same as the 3x3 convolution that it is made of; in float32 on a CPU, without gradients, it is faster.
+class WinogradConv2d(CPUConv2d):
+    """A 3x3 convolution of stride 1 with a quarter of the multiplications, which needs float32.
 
     The maps are cut into tiles, tiles and kernels are transformed, multiplied and transformed back: 36 instead of 144
-    multiplications for 16 outputs, and nearly all of them in large matrix products. Elsewhere (other devices and
-    dtypes, gradients, exported files) it is the convolution of PyTorch. The transformed kernels take four times the
-    memory of the kernels; they follow from them and are no part of the state dict.
+    multiplications for 16 outputs, and nearly all of them in large matrix products. The transformed kernels take four
+    times the memory of the kernels.
 
     Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (arXiv:1509.09308), Sec. 4, with the
     idea of Barabasz et al. (arXiv:1803.10986) for the points: fractions near one are rounded less.
@@ -36,28 +35,20 @@ class WinogradConv2d(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None, device="meta")
-        self.weight, self.bias = conv.weight, conv.bias
         _, kernel, _ = _transforms(torch.float64)
         columns = kernel @ conv.weight.detach().double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1)
-        # No buffer: it would go to GPUs and into exported files, where nothing uses it.
-        self.transformed = columns.to(conv.weight.dtype).view(-1, conv.in_channels, conv.out_channels)
+        super().__init__(conv, columns.to(conv.weight.dtype).view(-1, conv.in_channels, conv.out_channels))
 
     @staticmethod
-    def suits(conv: nn.Conv2d) -> bool:
-        """Whether the convolution is one that becomes faster: 3x3 with stride 1, of many channels, on a CPU."""
-        plain = conv.kernel_size == (3, 3) and conv.stride == conv.padding == conv.dilation == (1, 1)
-        wide = min(conv.in_channels, conv.out_channels) >= 192 and conv.groups == 1
-        weight = conv.weight
-        return plain and wide and conv.padding_mode == "zeros" and weight.is_cpu and weight.dtype == torch.float32
+    def suits(layer: nn.Module) -> bool:
+        """Whether it is such a convolution, on a CPU, and wide enough to become faster."""
+        if not is_plain(layer) or layer.weight.dtype != torch.float32 or layer.padding_mode != "zeros":
+            return False
+        wide = min(layer.in_channels, layer.out_channels) >= 192
+        return wide and layer.kernel_size == (3, 3) and layer.stride == layer.padding == layer.dilation == (1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        wanted = x.requires_grad and torch.is_grad_enabled()
-        if wanted or is_exporting() or not x.is_cpu or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        if x.dtype != torch.float32 or self.weight.dtype != torch.float32:
-            return super().forward(x)
-        return _convolve(x, self.weight, self.transformed, self.bias)
+    def product(self, x: Tensor) -> Tensor:
+        return _convolve(x, self.weight, self.kernel, self.bias)
 
 
 def _transforms(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +68,7 @@ def _transforms(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.library.custom_op("piip::winograd_conv2d", mutates_args=())
-def _convolve(x: Tensor, weight: Tensor, transformed: Tensor, bias: Tensor | None) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     (b, c, h, w), out = x.shape, weight.shape[0]
     rows, columns = -(-h // _TILE), -(-w // _TILE)
     if b * rows * columns < _WORTH_IT:
@@ -90,7 +81,7 @@ def _convolve(x: Tensor, weight: Tensor, transformed: Tensor, bias: Tensor | Non
         padding = (0, 0, 1, columns * _TILE + 1 - w, max(0, -top), max(0, bottom - h))
         strip = F.pad(x[:, max(0, top) : bottom], padding)
         strip = strip.unfold(1, 6, _TILE).unfold(2, 6, _TILE).permute(4, 5, 0, 1, 2, 3).reshape(36, -1)
-        strip = (tile @ strip).view(36, -1, c) @ transformed
+        strip = (tile @ strip).view(36, -1, c) @ kernel
         strip = (product @ strip.flatten(1)).view(_TILE, _TILE, b, -1, columns, out).permute(2, 3, 0, 4, 1, 5)
         done = y[:, start : start + step]
         done.copy_(strip) if bias is None else torch.add(strip, bias, out=done)
@@ -98,6 +89,6 @@ def _convolve(x: Tensor, weight: Tensor, transformed: Tensor, bias: Tensor | Non
 
 
 @_convolve.register_fake
-def _(x: Tensor, weight: Tensor, transformed: Tensor, bias: Tensor | None) -> Tensor:
+def _(x: Tensor, weight: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     b, _, h, w = x.shape
     return x.new_empty(b, h, w, weight.shape[0]).permute(0, 3, 1, 2)

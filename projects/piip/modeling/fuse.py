@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import ConfigError
+from ..layers.cpu_conv import PointwiseConv2d
 from ..layers.winograd import WinogradConv2d
 from .interaction import Injector
 from .lsnet.blocks import ConvNorm, RepDW
@@ -36,8 +37,8 @@ def fuse(module: nn.Module) -> nn.Module:
     * The simple feature pyramid: the transposed convolution that ends a level and the 1x1 convolution with which an FPN
       (or what DINO and UPerNet have instead) begins become one, with a quarter of their computation or less.
     * Transformers, ConvNeXt and interactions: the layers before a residual connection take in its scale.
-    * On a CPU, wide 3x3 convolutions of merging, pyramids and heads become :class:`piip.layers.WinogradConv2d`. A model
-      for a GPU is fused there.
+    * On a CPU, wide 3x3 convolutions become :class:`piip.layers.WinogradConv2d` and 1x1 convolutions
+      :class:`piip.layers.PointwiseConv2d`. A model for a GPU is fused there.
 
     The copy is for inference and has other names in its state dict: load weights before.
 
@@ -57,13 +58,14 @@ def fuse(module: nn.Module) -> nn.Module:
         parts = list(fused.modules())
         changed = [fold(part) for part in parts for kinds, fold in _FOLDED.items() if isinstance(part, kinds)]
         swaps = {part: _REPLACED[type(part)](part) for part in fused.modules() if type(part) in _REPLACED}
-        swaps |= {p: _fast(p) for p in fused.modules() if type(p) in (nn.Conv2d, Conv2d) and WinogradConv2d.suits(p)}
-        if not any(changed) and not swaps:
+        fused = _swap(fused, swaps)
+        fast = {part: kind(part) for part in fused.modules() for kind in _FAST if kind.suits(part)}
+        if not any(changed) and not swaps and not fast:
             raise ConfigError(
                 f"the {type(module).__name__} has no parts left to fuse; it has none of LSNet, PIIP, vision "
                 "transformers or ConvNeXt, or it has been fused before."
             )
-        return _swap(fused, swaps).requires_grad_(False)
+        return _swap(fused, {conv: _then_rest(new, conv) for conv, new in fast.items()}).requires_grad_(False)
 
 
 def _fuse_conv_norm(unit: ConvNorm) -> nn.Conv2d:
@@ -179,8 +181,10 @@ class _Rest(nn.Module):
         return x if self.activation is None else self.activation(x)
 
 
-def _fast(conv: nn.Conv2d) -> nn.Module:
-    fast = WinogradConv2d(conv)
+_FAST = (WinogradConv2d, PointwiseConv2d)
+
+
+def _then_rest(fast: nn.Module, conv: nn.Conv2d) -> nn.Module:
     return nn.Sequential(fast, _Rest(conv)) if isinstance(conv, Conv2d) else fast
 
 

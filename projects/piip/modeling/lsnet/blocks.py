@@ -84,9 +84,11 @@ class LargeKernelPerception(nn.Module):
         self.norm = nn.GroupNorm(self.groups, taps * self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.cv2(F.relu(self.cv1(x)))
-        x = self.norm(self.cv4(F.relu(self.cv3(x))))
-        return x.unflatten(1, (self.groups, -1))
+        x = self.cv2(F.relu(self.cv1(x), inplace=True))
+        x = self.cv4(F.relu(self.cv3(x), inplace=True))
+        if x.is_cpu:
+            x = x.contiguous()  # GroupNorm takes ten times as long channels last
+        return self.norm(x).unflatten(1, (self.groups, -1))
 
 
 class LSConv(nn.Module):
@@ -166,7 +168,9 @@ class Block(nn.Module):
         self.mixer = mixer
         self.se = SqueezeExcite(channels, rd_ratio=0.25) if squeeze else nn.Identity()
         layers = OrderedDict(
-            pw1=ConvNorm(channels, 2 * channels), act=nn.ReLU(), pw2=ConvNorm(2 * channels, channels, zero_init=True)
+            pw1=ConvNorm(channels, 2 * channels),
+            act=nn.ReLU(inplace=True),
+            pw2=ConvNorm(2 * channels, channels, zero_init=True),
         )
         self.ffn = Residual(nn.Sequential(layers), drop_path)
 

@@ -81,9 +81,9 @@ class LSNetBody(nn.Module):
         self.use_act_checkpoint = False
         self.patch_embed = nn.Sequential(
             ConvNorm(in_channels, dims[0] // 4, 3, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             ConvNorm(dims[0] // 4, dims[0] // 2, 3, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             ConvNorm(dims[0] // 2, dims[0], 3, stride=2),
         )
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
