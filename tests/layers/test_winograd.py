@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from piip.layers import WinogradConv2d
+from piip.layers import PointwiseConv2d, WinogradConv2d
 
 OURS = "piip::winograd_conv2d"
 
@@ -87,13 +87,20 @@ def test_gradients_other_dtypes_and_devices_take_the_convolution():
     assert fast.to("meta")(x.to("meta")).is_meta
 
 
-def test_transformed_kernels_are_no_part_of_the_state_dict():
-    conv = made()
-    assert WinogradConv2d(conv).state_dict().keys() == conv.state_dict().keys()
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize(("kind", "size"), [(WinogradConv2d, 3), (PointwiseConv2d, 1)])
+def test_a_state_dict_has_the_weights_alone_and_renews_what_follows_from_them(kind, size, assign):
+    first, second = (nn.Conv2d(192, 192, size, padding=size // 2).requires_grad_(False) for _ in range(2))
+    fast = kind(first)
+    assert fast.state_dict().keys() == second.state_dict().keys()
+    whole = nn.Sequential(fast)
+    whole.load_state_dict(nn.Sequential(second).state_dict(), assign=assign)
+    x = torch.randn(2, 192, 24, 24)
+    torch.testing.assert_close(whole(x), second(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(24, 24), (6, 10)])
 def test_operator_is_registered_as_torch_wants_it(size):
     fast = WinogradConv2d(made())
-    arguments = (torch.randn(1, 192, *size), fast.weight, fast.kernel, fast.bias)
+    arguments = (torch.randn(1, 192, *size), fast.weight, fast.prepared, fast.bias)
     torch.library.opcheck(torch.ops.piip.winograd_conv2d.default, arguments)

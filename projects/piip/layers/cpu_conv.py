@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
@@ -11,17 +13,18 @@ from .exporting import is_exporting
 __all__ = ["CPUConv2d", "PointwiseConv2d"]
 
 
-class CPUConv2d(nn.Conv2d):
+class CPUConv2d(nn.Conv2d, ABC):
     """The same as the convolution that it is made of, computed another way on a CPU when there are no gradients.
 
     Elsewhere (on other devices, under autocast, with gradients, in exported files) it is the convolution of PyTorch.
 
+    Its weights are prepared when it is made and when a state dict is loaded, and must not change in other ways.
+
     Args:
         conv: the convolution, whose parameters it takes over.
-        kernel: these in the form in which they are used on a CPU. It is no part of the state dict.
     """
 
-    def __init__(self, conv: nn.Conv2d, kernel: Tensor) -> None:
+    def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(
             conv.in_channels,
             conv.out_channels,
@@ -31,18 +34,27 @@ class CPUConv2d(nn.Conv2d):
             device="meta",
         )
         self.weight, self.bias = conv.weight, conv.bias
-        self.kernel = kernel  # no buffer: it would go to GPUs and into exported files, where nothing uses it
+        # No buffer: it would go to GPUs and into exported files, where nothing uses it.
+        self.prepared = self.prepare(self.weight.detach())
+
+    def _load_from_state_dict(self, *args: object) -> None:
+        super()._load_from_state_dict(*args)
+        self.prepared = self.prepare(self.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        fits = x.is_cpu and x.dtype == self.weight.dtype == self.kernel.dtype
+        fits = x.is_cpu and x.dtype == self.weight.dtype == self.prepared.dtype
         gradients = torch.is_grad_enabled() and x.requires_grad
         if not fits or gradients or is_exporting() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         return self.product(x)
 
+    @abstractmethod
+    def prepare(self, weight: Tensor) -> Tensor:
+        """Weights (out_channels, in_channels, *kernel_size) in the form in which :meth:`product` takes them."""
+
+    @abstractmethod
     def product(self, x: Tensor) -> Tensor:
         """What :meth:`forward` gives, on a CPU."""
-        raise NotImplementedError
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -57,15 +69,15 @@ class PointwiseConv2d(CPUConv2d):
         (B, in_channels, H, W) -> (B, out_channels, H, W)
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__(conv, conv.weight.detach().flatten(1).T.contiguous())
-
     @staticmethod
     def suits(layer: nn.Module) -> bool:
         """Whether it is such a convolution, on a CPU."""
         if not is_plain(layer):
             return False
         return layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0)
+
+    def prepare(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1).T.contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         # Of one image, the convolution is one product, too.
@@ -74,5 +86,5 @@ class PointwiseConv2d(CPUConv2d):
     def product(self, x: Tensor) -> Tensor:
         tokens = x.permute(0, 2, 3, 1)
         rows = tokens.flatten(0, 2)
-        rows = rows @ self.kernel if self.bias is None else torch.addmm(self.bias, rows, self.kernel)
+        rows = rows @ self.prepared if self.bias is None else torch.addmm(self.bias, rows, self.prepared)
         return rows.view(*tokens.shape[:3], -1).permute(0, 3, 1, 2)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +16,7 @@ __all__ = ["WinogradConv2d"]
 # 4x4 outputs are computed at once, from 6x6 inputs: as polynomials, by their values at six points. With these five (and
 # infinity) results are rounded by a fourth of what the usual 0, 1, -1, 2, -2 give.
 _TILE, _POINTS = 4, (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
-_AT_ONCE = 256  # tiles: enough for fast products, few enough for the caches
+_AT_ONCE = 128  # tiles: enough for fast products, few enough for the caches
 _WORTH_IT = 32  # tiles
 
 
@@ -34,11 +37,6 @@ class WinogradConv2d(CPUConv2d):
         (B, in_channels, H, W) -> (B, out_channels, H, W), channels last in memory
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        _, kernel, _ = _transforms(torch.float64)
-        columns = kernel @ conv.weight.detach().double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1)
-        super().__init__(conv, columns.to(conv.weight.dtype).view(-1, conv.in_channels, conv.out_channels))
-
     @staticmethod
     def suits(layer: nn.Module) -> bool:
         """Whether it is such a convolution, on a CPU, and wide enough to become faster."""
@@ -47,28 +45,31 @@ class WinogradConv2d(CPUConv2d):
         wide = min(layer.in_channels, layer.out_channels) >= 192
         return wide and layer.kernel_size == (3, 3) and layer.stride == layer.padding == layer.dilation == (1, 1)
 
+    def prepare(self, weight: Tensor) -> Tensor:
+        _, kernel, _ = _transforms(torch.float64)
+        columns = kernel.to(weight.device) @ weight.double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1)
+        return columns.to(weight.dtype).view(-1, self.in_channels, self.out_channels)
+
     def product(self, x: Tensor) -> Tensor:
-        return _convolve(x, self.weight, self.kernel, self.bias)
+        return _convolve(x, self.weight, self.prepared, self.bias)
 
 
+@cache
 def _transforms(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Matrices for tiles (36, 36), kernels (36, 9) and products (16, 36); both directions of a tile in one."""
-    size = _TILE + 2
-    points = torch.tensor(_POINTS, dtype=torch.float64)
 
-    def values(degree: int) -> Tensor:
+    def values(degree: int) -> np.ndarray:
         """Values of polynomials at the points; the one at infinity is the leading coefficient."""
-        table = points[:, None] ** torch.arange(degree)
-        return torch.cat([table, F.one_hot(torch.tensor([degree - 1]), degree).double()])
+        return np.vstack([np.vander(_POINTS, degree, increasing=True), np.eye(degree)[-1]])
 
-    tile, kernel, product = torch.linalg.inv(values(size)).T, values(3), values(_TILE).T
+    tile, kernel, product = np.linalg.inv(values(_TILE + 2)).T, values(3), values(_TILE).T
     # Powers of two go from the kernels to the tiles for numbers of like size everywhere.
-    scale = 2 ** tile.abs().amax(1, keepdim=True).log2().round()
-    return tuple(torch.kron(m, m).to(dtype) for m in (tile / scale, kernel * scale, product))
+    scale = 2 ** np.log2(np.abs(tile).max(1, keepdims=True)).round()
+    return tuple(torch.from_numpy(np.kron(m, m)).to(dtype) for m in (tile / scale, kernel * scale, product))
 
 
 @torch.library.custom_op("piip::winograd_conv2d", mutates_args=())
-def _convolve(x: Tensor, weight: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, prepared: Tensor, bias: Tensor | None) -> Tensor:
     (b, c, h, w), out = x.shape, weight.shape[0]
     rows, columns = -(-h // _TILE), -(-w // _TILE)
     if b * rows * columns < _WORTH_IT:
@@ -81,7 +82,7 @@ def _convolve(x: Tensor, weight: Tensor, kernel: Tensor, bias: Tensor | None) ->
         padding = (0, 0, 1, columns * _TILE + 1 - w, max(0, -top), max(0, bottom - h))
         strip = F.pad(x[:, max(0, top) : bottom], padding)
         strip = strip.unfold(1, 6, _TILE).unfold(2, 6, _TILE).permute(4, 5, 0, 1, 2, 3).reshape(36, -1)
-        strip = (tile @ strip).view(36, -1, c) @ kernel
+        strip = (tile @ strip).view(36, -1, c) @ prepared
         strip = (product @ strip.flatten(1)).view(_TILE, _TILE, b, -1, columns, out).permute(2, 3, 0, 4, 1, 5)
         done = y[:, start : start + step]
         done.copy_(strip) if bias is None else torch.add(strip, bias, out=done)
@@ -89,6 +90,6 @@ def _convolve(x: Tensor, weight: Tensor, kernel: Tensor, bias: Tensor | None) ->
 
 
 @_convolve.register_fake
-def _(x: Tensor, weight: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+def _(x: Tensor, weight: Tensor, prepared: Tensor, bias: Tensor | None) -> Tensor:
     b, _, h, w = x.shape
     return x.new_empty(b, h, w, weight.shape[0]).permute(0, 3, 1, 2)
