@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import detectron2.layers
 import pytest
 import torch
 from torch import nn
@@ -44,20 +43,16 @@ def test_gradients_autocast_and_other_devices_take_the_convolution():
     assert half(x.detach().bfloat16()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("layer", "suits"),
-    [
-        (nn.Conv2d(8, 8, 1), True),
-        (detectron2.layers.Conv2d(8, 8, 1), True),
-        (nn.Conv2d(8, 8, 1, stride=2), False),
-        (nn.Conv2d(8, 8, 1, padding=1), False),
-        (nn.Conv2d(8, 8, 1, groups=2), False),
-        (nn.Conv2d(8, 8, 3), False),
-        (nn.Conv2d(8, 8, 1, device="meta"), False),
-        (nn.Linear(8, 8), False),
-    ],
-)
-def test_suits_convolutions_of_stride_1_on_a_cpu(layer, suits):
-    assert PointwiseConv2d.suits(layer) == suits
-    if suits:
-        assert not PointwiseConv2d.suits(PointwiseConv2d(layer))
+def test_weights_that_learn_take_the_convolution():
+    conv = nn.Conv2d(24, 40, 1)
+    x = torch.randn(2, 24, 5, 7)
+    PointwiseConv2d(conv)(x).square().sum().backward()
+    grad, conv.weight.grad = conv.weight.grad, None
+    conv(x).square().sum().backward()
+    assert torch.equal(grad, conv.weight.grad)
+
+
+def test_an_image_without_a_batch():
+    conv = nn.Conv2d(24, 40, 1).requires_grad_(False)
+    x = torch.randn(24, 5, 7)
+    assert torch.equal(PointwiseConv2d(conv)(x), conv(x))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.layers import Conv2d
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from piip.layers import PointwiseConv2d, WinogradConv2d
 
@@ -67,8 +70,15 @@ def test_few_tiles_and_empty_batches_are_convolved_directly():
     ],
 )
 def test_suits_wide_plain_convolutions_on_a_cpu(change, suits):
-    conv = nn.Conv2d(**{"in_channels": 192, "out_channels": 192, "kernel_size": 3, "padding": 1, **change})
-    assert WinogradConv2d.suits(conv) == suits
+    arguments = {"in_channels": 192, "out_channels": 192, "kernel_size": 3, "padding": 1, **change}
+    assert WinogradConv2d.suits(nn.Conv2d(**arguments)) == suits
+    assert WinogradConv2d.suits(Conv2d(**arguments)) == suits
+
+
+def test_does_not_suit_what_others_have_changed():
+    hooked, normed = made(), nn.utils.spectral_norm(made().requires_grad_(True))
+    hooked.register_forward_hook(lambda module, args, output: 2 * output)
+    assert not any(WinogradConv2d.suits(conv) for conv in (hooked, normed, WinogradConv2d(made()), nn.Linear(8, 8)))
 
 
 def test_gradients_other_dtypes_and_devices_take_the_convolution():
@@ -78,11 +88,16 @@ def test_gradients_other_dtypes_and_devices_take_the_convolution():
     (grad,) = torch.autograd.grad(fast(x).square().sum(), x)
     (expected,) = torch.autograd.grad(conv(x).square().sum(), x)
     assert torch.equal(grad, expected)
+    learning = WinogradConv2d(made().requires_grad_(True))
+    learning(x.detach()).sum().backward()
+    assert learning.weight.grad is not None
     with torch.no_grad():
         assert OURS in operators(lambda: fast(x))
         with torch.autocast("cpu", torch.bfloat16):
             assert fast(x).dtype == torch.bfloat16
     half = WinogradConv2d(made()).to(torch.bfloat16)
+    half.load_state_dict(half.state_dict())
+    assert OURS not in operators(lambda: half(x.detach().bfloat16()))
     assert half(x.detach().bfloat16()).dtype == torch.bfloat16
     assert fast.to("meta")(x.to("meta")).is_meta
 
@@ -97,6 +112,26 @@ def test_a_state_dict_has_the_weights_alone_and_renews_what_follows_from_them(ki
     whole.load_state_dict(nn.Sequential(second).state_dict(), assign=assign)
     x = torch.randn(2, 192, 24, 24)
     torch.testing.assert_close(whole(x), second(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 24, 24), (1, 25, 27), (5, 14, 14), (1, 5, 6)])
+def test_compilers_are_told_the_true_layout(shape):
+    fast, x = WinogradConv2d(made()), torch.randn(shape[0], 192, *shape[1:])
+    arguments = (x, fast.weight, fast.prepared, fast.bias)
+    with FakeTensorMode() as mode:
+        told = torch.ops.piip.winograd_conv2d(*(mode.from_tensor(t) for t in arguments))
+    assert told.stride() == fast(x).stride()
+    assert told.shape == fast(x).shape
+
+
+def test_counts_as_a_convolution():
+    conv, x = made(), torch.randn(2, 192, 24, 25)
+    counts = []
+    for layer in (conv, WinogradConv2d(conv)):
+        with FlopCounterMode(display=False) as counter:
+            layer(x)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("size", [(24, 24), (6, 10)])

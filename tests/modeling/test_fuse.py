@@ -193,6 +193,7 @@ def test_scales_and_lateral_convolutions_are_folded(name):
     assert not any(isinstance(m, LayerScale) for m in fused.modules())
     assert not any("gamma" in n for n, _ in fused.named_parameters())
     assert not any(p.requires_grad for p in fused.parameters())
+    assert not any(m.training for m in fused.modules())
     if narrow:
         body = fused.backbone if isinstance(model, SemanticSegmentor) else fused.bottom_up
         assert [n for n, shape in body.output_shape().items() if shape.channels == 32] == narrow

@@ -16,12 +16,12 @@ def _alike(x: Tensor, *_: object, **__: object) -> Tensor:
     return torch.empty_like(x)
 
 
-def _normed(x: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+def _normed(x: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor, Tensor]:
     """What a norm gives, and the statistics that inference leaves unused."""
     return torch.empty_like(x), x.new_empty(()), x.new_empty(())
 
 
-def _resized(x: Tensor, size: Sequence[int], *_: object) -> Tensor:
+def _resized(x: Tensor, size: Sequence[int], *_: object, **__: object) -> Tensor:
     return x.new_empty(*x.shape[:2], *size)
 
 
@@ -38,7 +38,7 @@ UNCOUNTED: Answers = {
     "aten::upsample_bicubic2d": _resized,
     "aten::upsample_bilinear2d": _resized,
 }
-PRODUCTS: Answers = {"aten::addmm": lambda bias, a, b: a.new_empty(a.shape[0], b.shape[1])}
+PRODUCTS: Answers = {"aten::addmm": lambda bias, a, b, **_: a.new_empty(a.shape[0], b.shape[1])}
 
 
 class QuickShapes(TorchDispatchMode):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from detectron2.layers import Conv2d
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
-from .cpu_conv import CPUConv2d, is_plain
+from .cpu_conv import CPUConv2d
 
 __all__ = ["WinogradConv2d"]
 
@@ -25,7 +28,8 @@ class WinogradConv2d(CPUConv2d):
 
     The maps are cut into tiles, tiles and kernels are transformed, multiplied and transformed back: 36 instead of 144
     multiplications for 16 outputs, and nearly all of them in large matrix products. The transformed kernels take four
-    times the memory of the kernels.
+    times the memory of the kernels, beside these. They are no part of the state dict, are made anew when one is loaded,
+    and the kernels must not change in other ways.
 
     Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (arXiv:1509.09308), Sec. 4, with the
     idea of Barabasz et al. (arXiv:1803.10986) for the points: fractions near one are rounded less.
@@ -37,25 +41,41 @@ class WinogradConv2d(CPUConv2d):
         (B, in_channels, H, W) -> (B, out_channels, H, W), channels last in memory
     """
 
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(conv)
+        self._prepare()
+
     @staticmethod
     def suits(layer: nn.Module) -> bool:
-        """Whether it is such a convolution, on a CPU, and wide enough to become faster."""
-        if not is_plain(layer) or layer.weight.dtype != torch.float32 or layer.padding_mode != "zeros":
+        """Whether it is such a convolution, of PyTorch or Detectron2, on a CPU, and wide enough to become faster."""
+        if type(layer) not in (nn.Conv2d, Conv2d) or layer._forward_hooks or layer._forward_pre_hooks:
+            return False  # what others add to a convolution would be lost
+        weight = layer.weight
+        if not isinstance(weight, nn.Parameter) or not weight.is_cpu or weight.dtype != torch.float32:
             return False
-        wide = min(layer.in_channels, layer.out_channels) >= 192
-        return wide and layer.kernel_size == (3, 3) and layer.stride == layer.padding == layer.dilation == (1, 1)
+        if layer.groups != 1 or min(layer.in_channels, layer.out_channels) < 192 or layer.padding_mode != "zeros":
+            return False
+        return layer.kernel_size == (3, 3) and layer.stride == layer.padding == layer.dilation == (1, 1)
 
-    def prepare(self, weight: Tensor) -> Tensor:
-        _, kernel, _ = _transforms(torch.float64)
-        columns = kernel.to(weight.device) @ weight.double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1)
-        return columns.to(weight.dtype).view(-1, self.in_channels, self.out_channels)
+    def fits(self, x: Tensor) -> bool:
+        return x.dtype == torch.float32 and self.prepared.is_cpu and super().fits(x)
 
     def product(self, x: Tensor) -> Tensor:
         return _convolve(x, self.weight, self.prepared, self.bias)
 
+    def _prepare(self) -> None:
+        kernel = torch.from_numpy(_transforms()[1]).to(self.weight.device)
+        columns = kernel @ self.weight.detach().double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1)
+        # No buffer: it would go to GPUs and into exported files, where nothing uses it.
+        self.prepared = columns.float().view(-1, self.in_channels, self.out_channels)
+
+    def _load_from_state_dict(self, *args: object) -> None:
+        super()._load_from_state_dict(*args)
+        self._prepare()
+
 
 @cache
-def _transforms(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _transforms() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Matrices for tiles (36, 36), kernels (36, 9) and products (16, 36); both directions of a tile in one."""
 
     def values(degree: int) -> np.ndarray:
@@ -65,7 +85,7 @@ def _transforms(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     tile, kernel, product = np.linalg.inv(values(_TILE + 2)).T, values(3), values(_TILE).T
     # Powers of two go from the kernels to the tiles for numbers of like size everywhere.
     scale = 2 ** np.log2(np.abs(tile).max(1, keepdims=True)).round()
-    return tuple(torch.from_numpy(np.kron(m, m)).to(dtype) for m in (tile / scale, kernel * scale, product))
+    return tuple(np.kron(m, m) for m in (tile / scale, kernel * scale, product))
 
 
 @torch.library.custom_op("piip::winograd_conv2d", mutates_args=())
@@ -74,22 +94,31 @@ def _convolve(x: Tensor, weight: Tensor, prepared: Tensor, bias: Tensor | None) 
     rows, columns = -(-h // _TILE), -(-w // _TILE)
     if b * rows * columns < _WORTH_IT:
         return F.conv2d(x, weight, bias, padding=1).contiguous(memory_format=torch.channels_last)
-    tile, _, product = _transforms(x.dtype)
-    x, y = x.permute(0, 2, 3, 1), x.new_empty(b, rows, _TILE, columns, _TILE, out)
-    step = max(1, _AT_ONCE // (b * columns))
-    for start in range(0, rows, step):
-        top, bottom = start * _TILE - 1, min(start + step, rows) * _TILE + 1
-        padding = (0, 0, 1, columns * _TILE + 1 - w, max(0, -top), max(0, bottom - h))
-        strip = F.pad(x[:, max(0, top) : bottom], padding)
-        strip = strip.unfold(1, 6, _TILE).unfold(2, 6, _TILE).permute(4, 5, 0, 1, 2, 3).reshape(36, -1)
-        strip = (tile @ strip).view(36, -1, c) @ prepared
-        strip = (product @ strip.flatten(1)).view(_TILE, _TILE, b, -1, columns, out).permute(2, 3, 0, 4, 1, 5)
-        done = y[:, start : start + step]
-        done.copy_(strip) if bias is None else torch.add(strip, bias, out=done)
-    return y.view(b, rows * _TILE, columns * _TILE, out)[:, :h, :w].permute(0, 3, 1, 2)
+    tile, product = (torch.from_numpy(_transforms()[index]).to(x) for index in (0, 2))
+    y = x.new_empty(b, rows, _TILE, columns, _TILE, out)
+    images, step = max(1, _AT_ONCE // (rows * columns)), max(1, _AT_ONCE // columns)
+    for first in range(0, b, images):
+        some = x[first : first + images].permute(0, 2, 3, 1)
+        for start in range(0, rows, step):
+            top, bottom = start * _TILE - 1, min(start + step, rows) * _TILE + 1
+            padding = (0, 0, 1, columns * _TILE + 1 - w, max(0, -top), max(0, bottom - h))
+            strip = F.pad(some[:, max(0, top) : bottom], padding)
+            strip = strip.unfold(1, 6, _TILE).unfold(2, 6, _TILE).permute(4, 5, 0, 1, 2, 3).reshape(36, -1)
+            strip = (tile @ strip).view(36, -1, c) @ prepared
+            strip = (product @ strip.flatten(1)).view(_TILE, _TILE, len(some), -1, columns, out)
+            strip, done = strip.permute(2, 3, 0, 4, 1, 5), y[first : first + images, start : start + step]
+            done.copy_(strip) if bias is None else torch.add(strip, bias, out=done)
+    y = y.view(b, rows * _TILE, columns * _TILE, out)[:, :h, :w]
+    return y.contiguous().permute(0, 3, 1, 2)
 
 
 @_convolve.register_fake
 def _(x: Tensor, weight: Tensor, prepared: Tensor, bias: Tensor | None) -> Tensor:
     b, _, h, w = x.shape
     return x.new_empty(b, h, w, weight.shape[0]).permute(0, 3, 1, 2)
+
+
+@register_flop_formula(torch.ops.piip.winograd_conv2d)
+def _flops(x_shape: torch.Size, w_shape: torch.Size, *args, **kwargs) -> int:
+    """As of a convolution: what is computed, not how."""
+    return 2 * x_shape[0] * math.prod(x_shape[2:]) * math.prod(w_shape)

@@ -19,7 +19,7 @@ from ..errors import ConfigError
 from ..layers.cpu_conv import PointwiseConv2d
 from ..layers.winograd import WinogradConv2d
 from .interaction import Injector
-from .lsnet.blocks import ConvNorm, RepDW
+from .lsnet.blocks import ConvNorm, LargeKernelPerception, RepDW
 from .lsnet.classifier import Head
 from .meta_arch.semantic_segmentor import SemanticSegmentor
 from .necks import ChannelMapper, Doubling, SimplePyramidNeck
@@ -37,10 +37,12 @@ def fuse(module: nn.Module) -> nn.Module:
     * The simple feature pyramid: the transposed convolution that ends a level and the 1x1 convolution with which an FPN
       (or what DINO and UPerNet have instead) begins become one, with a quarter of their computation or less.
     * Transformers, ConvNeXt and interactions: the layers before a residual connection take in its scale.
-    * On a CPU, wide 3x3 convolutions become :class:`piip.layers.WinogradConv2d` and 1x1 convolutions
-      :class:`piip.layers.PointwiseConv2d`. A model for a GPU is fused there.
+    * On a CPU, wide 3x3 convolutions of any model become :class:`piip.layers.WinogradConv2d`, which takes four times
+      their memory more, and the 1x1 convolutions of LSNet :class:`piip.layers.PointwiseConv2d`. A model for a GPU is
+      fused there.
 
-    The copy is for inference and has other names in its state dict: load weights before.
+    The copy is for inference and has other names in its state dict, which depend on the device: load weights before,
+    and train the original.
 
     Source: RepVGG (arXiv:2101.03697), Sec. 3.3, for the convolutions; published sizes and speeds of LSNet are those of
     fused models.
@@ -58,18 +60,25 @@ def fuse(module: nn.Module) -> nn.Module:
         parts = list(fused.modules())
         changed = [fold(part) for part in parts for kinds, fold in _FOLDED.items() if isinstance(part, kinds)]
         swaps = {part: _REPLACED[type(part)](part) for part in fused.modules() if type(part) in _REPLACED}
+        lasts = [part.cv4 for part in parts if isinstance(part, LargeKernelPerception)]
+        swaps |= {conv: _pointwise(conv) for conv in lasts if type(conv) is nn.Conv2d}
         fused = _swap(fused, swaps)
-        fast = {part: kind(part) for part in fused.modules() for kind in _FAST if kind.suits(part)}
+        fast = {part: _then_rest(WinogradConv2d(part), part) for part in fused.modules() if WinogradConv2d.suits(part)}
         if not any(changed) and not swaps and not fast:
             raise ConfigError(
                 f"the {type(module).__name__} has no parts left to fuse; it has none of LSNet, PIIP, vision "
-                "transformers or ConvNeXt, or it has been fused before."
+                "transformers or ConvNeXt and no wide 3x3 convolutions on a CPU, or it has been fused before."
             )
-        return _swap(fused, {conv: _then_rest(new, conv) for conv, new in fast.items()}).requires_grad_(False)
+        return _swap(fused, fast).requires_grad_(False).eval()
 
 
 def _fuse_conv_norm(unit: ConvNorm) -> nn.Conv2d:
-    return fuse_conv_bn_eval(unit.c, unit.bn)
+    return _pointwise(fuse_conv_bn_eval(unit.c, unit.bn))
+
+
+def _pointwise(conv: nn.Conv2d) -> nn.Conv2d:
+    plain = conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
+    return PointwiseConv2d(conv) if plain and conv.weight.is_cpu else conv
 
 
 def _fuse_rep_dw(mixer: RepDW) -> nn.Conv2d:
@@ -181,11 +190,9 @@ class _Rest(nn.Module):
         return x if self.activation is None else self.activation(x)
 
 
-_FAST = (WinogradConv2d, PointwiseConv2d)
-
-
 def _then_rest(fast: nn.Module, conv: nn.Conv2d) -> nn.Module:
-    return nn.Sequential(fast, _Rest(conv)) if isinstance(conv, Conv2d) else fast
+    rest = isinstance(conv, Conv2d) and (conv.norm is not None or conv.activation is not None)
+    return nn.Sequential(fast, _Rest(conv)) if rest else fast
 
 
 def _swap(whole: nn.Module, swaps: dict[nn.Module, nn.Module]) -> nn.Module:
