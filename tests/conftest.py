@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("slow") and "slow" not in item.config.getoption("markexpr"):
-        pytest.skip('takes minutes; make test PYTEST_ARGS="-m slow" runs it')
+        pytest.skip('takes minutes, or runs again what others cover nearly; make test PYTEST_ARGS="-m slow" runs it')
     if item.get_closest_marker("gpu"):
         import torch
 

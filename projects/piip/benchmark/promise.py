@@ -19,8 +19,8 @@ _TEXT = """\
 What PIIP takes of the ViT that was measured in the same turns, both ours and fused, both with pyramid and FPN: below
 100 % is less. "published" is the ratio of the computation that the paper tells; it leaves out the convolutions that
 merge the branches and the feature pyramid. Those run on the finest grid, which is finer for PIIP, so counted as a whole
-PIIP saves less than the paper says; small branches at high resolution also reach a smaller share of the machine's
-rate. AP is box AP of Mask R-CNN as published. Images are square; COCO's are not, which is less for both sides.
+PIIP saves less than the paper says; on a CPU, Winograd's algorithm makes up for a part of that in time. AP is box AP of
+Mask R-CNN as published. Images are square; COCO's are not, which is less for both sides.
 """
 
 

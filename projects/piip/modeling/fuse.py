@@ -60,8 +60,6 @@ def fuse(module: nn.Module) -> nn.Module:
         parts = list(fused.modules())
         changed = [fold(part) for part in parts for kinds, fold in _FOLDED.items() if isinstance(part, kinds)]
         swaps = {part: _REPLACED[type(part)](part) for part in fused.modules() if type(part) in _REPLACED}
-        lasts = [part.cv4 for part in parts if isinstance(part, LargeKernelPerception)]
-        swaps |= {conv: _pointwise(conv) for conv in lasts if type(conv) is nn.Conv2d}
         fused = _swap(fused, swaps)
         fast = {part: _then_rest(WinogradConv2d(part), part) for part in fused.modules() if WinogradConv2d.suits(part)}
         if not any(changed) and not swaps and not fast:
@@ -77,8 +75,14 @@ def _fuse_conv_norm(unit: ConvNorm) -> nn.Conv2d:
 
 
 def _pointwise(conv: nn.Conv2d) -> nn.Conv2d:
-    plain = conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
+    plain = type(conv) is nn.Conv2d and conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
     return PointwiseConv2d(conv) if plain and conv.weight.is_cpu else conv
+
+
+def _fuse_perception(perception: LargeKernelPerception) -> bool:
+    last = perception.cv4
+    perception.cv4 = _pointwise(last)
+    return perception.cv4 is not last
 
 
 def _fuse_rep_dw(mixer: RepDW) -> nn.Conv2d:
@@ -211,5 +215,6 @@ _FOLDED: dict[type | tuple[type, ...], Callable[[nn.Module], bool]] = {
     Block: _fold_block,
     ConvNeXtBlock: _fold_convnext_block,
     Injector: _fold_injector,
+    LargeKernelPerception: _fuse_perception,
     (FPN, ChannelMapper, SemanticSegmentor): _fold_laterals,
 }
