@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from piip.engine import parallel
 from piip.engine.config import check_config, load_config
 from piip.errors import ConfigError
 from tests.engine import two_processes
 from tests.engine.running import TINY, differences, fail, load, metrics, run_tool, train
 from tests.engine.test_trainer import make
+from tests.modeling.test_overlap import tiny
 
 PIIP = str(Path(__file__).with_name("tiny_piip_config.py"))
 SPREAD = "train.parallel=fsdp"
@@ -156,6 +158,12 @@ def test_bad_values_are_early_errors(override: str, parts: list[str]) -> None:
         check_config(load_config(TINY, [override]))
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_branches_on_streams_cannot_be_spread() -> None:
+    model = tiny(overlap_branches=True)
+    with pytest.raises(ConfigError, match=r"overlap_branches=True .*train.parallel=fsdp"):
+        parallel.spread(model, None, torch.device("cpu"))
 
 
 def test_detectron2s_compression_is_understood(tmp_path: Path) -> None:

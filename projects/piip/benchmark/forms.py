@@ -73,12 +73,12 @@ def measure_forms(suite: str, case: str, forms: Mapping[str, Form], settings: Se
     ]
 
 
-def compiled(network: nn.Module, image: Tensor) -> nn.Module:
+def compiled(network: nn.Module, image: Tensor, mode: bool | str = True) -> nn.Module:
     """A copy that torch.compile has made faster, as the package does it; its first call, which takes long, is over."""
     from ..engine.compiling import compile_network
 
     network = copy.deepcopy(network)
-    compile_network(nn.ModuleDict({"network": network}), True)
+    compile_network(nn.ModuleDict({"network": network}), mode)
     with torch.inference_mode():
         network(image)
     return network

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..modeling.branch_pyramid import BranchPyramid
 from ..modeling.fuse import fuse
-from .forms import Form, compiled, measure_forms
+from .forms import Form, compiled, measure_forms, with_same_weights
 from .peers import make_piip, make_vit, of_timm, randomise, with_fpn
 from .records import Row
 from .released import as_released
@@ -59,6 +60,8 @@ class PyramidCase:
     def measure(self, settings: Settings) -> list[Row]:
         """Rows of the published form, ours, ours fused and compiled; then of the single ViTs, fused: ours and timm's.
 
+        On a GPU also of ours with a stream per branch, and with CUDA graphs.
+
         Raises:
             ArithmeticError: when two forms of one network do not agree.
         """
@@ -73,6 +76,11 @@ class PyramidCase:
         forms["ours, fused"] = Form(fused, image, like="published form")
         if settings.compiled:
             forms["ours, fused, compiled"] = Form(compiled(fused, image), image, fused, like="published form")
+        if settings.device == "cuda":
+            forms["ours, fused, branches overlap"] = Form(_overlapping(fused), image, fused, like="published form")
+        if settings.device == "cuda" and settings.compiled:
+            graphs = compiled(fused, image, "reduce-overhead")
+            forms["ours, fused, CUDA graphs"] = Form(graphs, image, fused, like="published form")
         for peer in self.peers:
             vit, name = _ready(with_fpn(make_vit(peer)), settings), f"ViT-{peer} {self.peer_side}"
             picture = make((self.peer_side,) * 2)
@@ -101,6 +109,14 @@ CASES = [
 
 def _ready(model: nn.Module, settings: Settings) -> nn.Module:
     return randomise(model).eval().to(settings.device, settings.dtype)
+
+
+def _overlapping(model: nn.Module) -> nn.Module:
+    model = with_same_weights(model)
+    for module in model.modules():
+        if isinstance(module, BranchPyramid):
+            module.overlap_branches = True
+    return model
 
 
 def _image(settings: Settings, size: tuple[int, int]) -> Tensor:

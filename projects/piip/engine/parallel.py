@@ -199,7 +199,15 @@ def spread(model: nn.Module, mesh: Any, device: torch.device, dtype: torch.dtype
 
     Returns:
         the number of parts.
+
+    Raises:
+        ConfigError: when branches are to run on several streams of a GPU, which FSDP does not follow.
     """
+    if any(getattr(module, "overlap_branches", False) for module in model.modules()):
+        raise ConfigError(
+            "overlap_branches=True cannot be used with train.parallel=fsdp, which follows one stream of a GPU; set one "
+            "of them to another value."
+        )
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     fully_shard = _fully_shard()

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import ConfigError, did_you_mean
 from .branches import Branch, BranchState
 from .interaction import Injector, InteractionUnit
+from .overlap import run_branches
 from .pyramid import image_pyramid
 
 __all__ = ["BlockGroups", "BranchPyramid", "block_groups"]
@@ -40,6 +41,7 @@ class BranchPyramid(nn.Module):
         interaction_pairs: which branches exchange features and in which order, as ``[finer, coarser]`` positions in
             ``branches``; all neighbours by default, the finest pair first.
         use_act_checkpoint: recompute branches and interactions in the backward pass.
+        overlap_branches: in inference, run the blocks between two interactions on a CUDA stream per branch.
         others: for the class that this one is combined with.
 
     Attributes:
@@ -59,6 +61,7 @@ class BranchPyramid(nn.Module):
         interaction: Mapping[str, object] | None = None,
         interaction_pairs: Sequence[Sequence[int]] | None = None,
         use_act_checkpoint: bool = False,
+        overlap_branches: bool = False,
         **others: object,
     ) -> None:
         super().__init__(**others)
@@ -73,6 +76,7 @@ class BranchPyramid(nn.Module):
         self.interactions = nn.ModuleList(
             nn.ModuleList(self.make_unit(step, *pair) for pair in self.pairs) for step in range(len(self.groups[0]))
         )
+        self.overlap_branches = overlap_branches
         self.use_act_checkpoint = False
         if use_act_checkpoint:
             self.set_grad_checkpointing()
@@ -99,15 +103,13 @@ class BranchPyramid(nn.Module):
         Yields:
             the states of all branches after every interaction step.
         """
-        states = [
-            branch.embed(copy.to(dtype))
-            for branch, copy in zip(self.branches, image_pyramid(image, self.resolutions), strict=True)
-        ]
+        copies = [copy.to(dtype) for copy in image_pyramid(image, self.resolutions)]
+        states = run_branches(
+            lambda branch, copy: branch.embed(copy), self.branches, copies, overlap=self.overlap_branches
+        )
         for step, units in enumerate(self.interactions):
-            states = [
-                branch.run(state, groups[step][0], groups[step][1] + 1)
-                for branch, state, groups in zip(self.branches, states, self.groups, strict=True)
-            ]
+            ranges = [groups[step] for groups in self.groups]
+            states = run_branches(_run, self.branches, states, ranges, overlap=self.overlap_branches)
             for (fine, coarse), unit in zip(self.pairs, units, strict=True):
                 states[fine], states[coarse] = self._interact(unit, states[fine], states[coarse])
             yield states
@@ -125,6 +127,10 @@ class BranchPyramid(nn.Module):
         self.use_act_checkpoint = enable
         for branch in self.branches:
             branch.set_grad_checkpointing(enable)
+
+
+def _run(branch: Branch, state: BranchState, blocks: Sequence[int]) -> BranchState:
+    return branch.run(state, blocks[0], blocks[1] + 1)
 
 
 def block_groups(num_blocks: int, steps: int) -> list[list[int]]:

@@ -37,6 +37,7 @@ class PIIP(BranchPyramid, PyramidBackbone):
         out_features: output maps, some of ``c2`` ... ``c5`` (strides 4 ... 32).
         size_divisibility: what padded batches must be a multiple of, in pixels.
         use_act_checkpoint: recompute branches and interactions in the backward pass.
+        overlap_branches: in inference, run the blocks between two interactions on a CUDA stream per branch.
 
     Shape:
         (B, 3, H, W) -> c2 (B, C, H/4, W/4), c3 (B, C, H/8, W/8), c4 (B, C, H/16, W/16), c5 (B, C, H/32, W/32)
@@ -58,6 +59,7 @@ class PIIP(BranchPyramid, PyramidBackbone):
         out_features: Sequence[str] = ("c2", "c3", "c4", "c5"),
         size_divisibility: int = 32,
         use_act_checkpoint: bool = False,
+        overlap_branches: bool = False,
     ) -> None:
         super().__init__(
             branches,
@@ -66,6 +68,7 @@ class PIIP(BranchPyramid, PyramidBackbone):
             interaction,
             interaction_pairs,
             use_act_checkpoint,
+            overlap_branches,
             size_divisibility=size_divisibility,
         )
         branches = list(self.branches)

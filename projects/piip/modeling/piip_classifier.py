@@ -42,6 +42,7 @@ class PIIPClassifier(BranchPyramid):
         interaction: keyword arguments of every :class:`~piip.modeling.interaction.Injector`.
         interaction_pairs: which branches exchange features and in which order; all neighbours by default.
         use_act_checkpoint: recompute branches and interactions in the backward pass.
+        overlap_branches: in inference, run the blocks between two interactions on a CUDA stream per branch.
 
     Attributes:
         num_classes: classes.
@@ -66,8 +67,17 @@ class PIIPClassifier(BranchPyramid):
         interaction: Mapping[str, object] | None = None,
         interaction_pairs: Sequence[Sequence[int]] | None = None,
         use_act_checkpoint: bool = False,
+        overlap_branches: bool = False,
     ) -> None:
-        super().__init__(branches, resolutions, interaction_indexes, interaction, interaction_pairs, use_act_checkpoint)
+        super().__init__(
+            branches,
+            resolutions,
+            interaction_indexes,
+            interaction,
+            interaction_pairs,
+            use_act_checkpoint,
+            overlap_branches,
+        )
         for name, value, known in (("head", head, _HEADS), ("head_token", head_token, _TOKENS)):
             if value not in known:
                 raise ConfigError(f"{name}={value!r} is unknown; use one of {list(known)}.")

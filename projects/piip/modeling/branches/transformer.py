@@ -121,9 +121,10 @@ class TransformerBranch(Branch):
         # Sums take on the layout of their first term, so all blocks would work on tokens that lie channel by channel.
         return x.flatten(2).transpose(1, 2).contiguous(), (x.shape[2], x.shape[3])
 
-    def run_block(self, x: Tensor, index: int, grid_size: tuple[int, int], window_size: int) -> Tensor:
-        """Runs one block on tokens (B, N, C)."""
-        return self.blocks[index](x, partial(self.attend, window_size=window_size, grid_size=grid_size))
+    def run_block(self, x: Tensor, index: int, grid_size: tuple[int, int], window_size: int, cut: bool) -> Tensor:
+        """Runs one block on tokens (B, N, C), row by row or, if they are ``cut``, window by window."""
+        attend = self._attend_cut if cut else partial(self.attend, grid_size=grid_size)
+        return self.blocks[index](x, partial(attend, window_size=window_size))
 
     def attend(self, attn: nn.Module, x: Tensor, window_size: int, grid_size: tuple[int, int]) -> Tensor:
         """The attention of a block up to its output projection, on normalised tokens (B, N, C)."""
@@ -135,6 +136,10 @@ class TransformerBranch(Branch):
         # Padded tokens are as good as gone: they need no output projection.
         return grid_attention(x, grid_size, window_size, project, self.num_heads, None, self.pad_after_qkv)
 
+    def _attend_cut(self, attn: nn.Module, x: Tensor, window_size: int) -> Tensor:
+        windows = x.unflatten(1, (-1, window_size**2)).flatten(0, 1)
+        return self.attend(attn, windows, 0, (window_size, window_size)).view_as(x)
+
     def run(self, state: BranchState, start: int, stop: int) -> BranchState:
         x = state.tokens if state.prefix is None else torch.cat([state.prefix, state.tokens], dim=1)
         for window, indexes in groupby(range(start, stop), key=self.window_sizes.__getitem__):
@@ -145,28 +150,16 @@ class TransformerBranch(Branch):
         return state.replace(tokens=x[:, count:], prefix=x[:, :count])
 
     def _run_blocks(self, x: Tensor, indexes: Sequence[int], grid_size: tuple[int, int], window: int) -> Tensor:
-        """Runs blocks whose windows are the same."""
-        if len(indexes) > 1 and self._can_stay_cut(grid_size, window):
-            x = window_partition(x.unflatten(1, grid_size), window).flatten(1, 2)
-            for index in indexes:
-                x = self.run_block(x, index, (window, window), 0)
-            return window_unpartition(x.unflatten(1, (window, window)), grid_size).flatten(1, 2)
+        """Runs blocks whose windows are the same; tokens stay in these windows from block to block if they can."""
+        cut = len(indexes) > 1 and _fit(window, grid_size)
+        if cut:
+            x = window_partition(x.unflatten(1, grid_size), window).view_as(x)
         for index in indexes:
             if self.use_act_checkpoint and self.training:
-                x = checkpoint(self.run_block, x, index, grid_size, window, use_reentrant=False)
+                x = checkpoint(self.run_block, x, index, grid_size, window, cut, use_reentrant=False)
             else:
-                x = self.run_block(x, index, grid_size, window)
-        return x
-
-    def _can_stay_cut(self, grid_size: tuple[int, int], window: int) -> bool:
-        """Whether tokens may stay in their windows from block to block.
-
-        Not with padding, which every block makes anew, nor in training, where stochastic depth spares images and not
-        windows. Compiled code puts the copies into what is beside them, and has no use for a condition.
-        """
-        if not window or self.training or torch.compiler.is_compiling():
-            return False
-        return not any(side % window for side in grid_size)
+                x = self.run_block(x, index, grid_size, window, cut)
+        return window_unpartition(x.view(-1, window, window, x.shape[-1]), grid_size).flatten(1, 2) if cut else x
 
     def block_modules(self) -> list[nn.Module]:
         return list(self.blocks)
@@ -176,6 +169,14 @@ class TransformerBranch(Branch):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.use_act_checkpoint = enable
+
+
+def _fit(window: int, grid_size: tuple[int, int]) -> bool:
+    """Whether windows cover a grid without padding, which every block makes anew.
+
+    Never in compiled code, which puts the copies into what is beside them, and has no use for a condition.
+    """
+    return bool(window) and not torch.compiler.is_compiling() and not any(side % window for side in grid_size)
 
 
 def position_grid(pretrain_img_size: int, patch_size: int) -> tuple[int, int]:

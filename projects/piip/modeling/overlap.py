@@ -1,0 +1,63 @@
+"""Branches side by side: each on a stream of its own on a GPU."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..layers.kernels.choice import log_once
+from .branches import BranchState
+
+__all__ = ["run_branches"]
+
+
+def run_branches(function: Callable[..., BranchState], *arguments: Sequence, overlap: bool) -> list[BranchState]:
+    """Calls a function for every branch, as ``map`` does.
+
+    Args:
+        function: what one branch does; it must not depend on what the others do.
+        arguments: for every branch one value of each; some are tensors or states.
+        overlap: let a GPU compute the branches at the same time, where it can: in inference. With gradients,
+            the hooks of distributed training would meet them on several streams; compiled and exported code knows none.
+    """
+    calls = list(zip(*arguments, strict=True))
+    device = next(_tensors(calls[0])).device
+    if not overlap or torch.is_grad_enabled() or torch.compiler.is_compiling() or device.type not in ("cuda", "cpu"):
+        return [function(*call) for call in calls]
+    if device.type == "cpu":
+        log_once("overlap_branches=True: a CPU has no streams, so the branches run one after the other.")
+    module = torch.get_device_module(device)  # that of the CPU has streams that do nothing
+    here = module.current_stream(device)
+    # The last branch, the largest model, stays here, and is the last to be queued: all others are under way by then.
+    streams = [_stream(device, k) for k in range(len(calls) - 1)]
+    states = []
+    for stream, call in zip(streams, calls, strict=False):
+        stream.wait_stream(here)
+        with module.stream(stream):
+            states.append(function(*call))
+    states.append(function(*calls[-1]))
+    for stream, call, state in zip(streams, calls, states, strict=False):
+        here.wait_stream(stream)
+        if device.type != "cpu":
+            # Their memory must not be used again before the stream that they are not from has done with them.
+            for used, tensors in ((stream, _tensors(call)), (here, _tensors([state]))):
+                for tensor in tensors:
+                    tensor.record_stream(used)
+    return states
+
+
+@functools.cache
+def _stream(device: torch.device, index: int) -> torch.Stream:
+    return torch.cuda.Stream(device) if device.type == "cuda" else torch.cpu.Stream()
+
+
+def _tensors(values: Sequence) -> Iterator[Tensor]:
+    """The tensors among values, and those of states."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, BranchState):
+            yield from (t for t in (value.tokens, value.prefix) if t is not None)
