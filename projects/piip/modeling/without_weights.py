@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from .instantiate import instantiate_model
 
@@ -54,14 +54,21 @@ def _parameters_on_meta() -> Iterator[None]:
         handle.remove()
 
 
-class _WithoutValues(TorchDispatchMode):
+class _WithoutValues(TorchFunctionMode):
     """Leaves out what only fills meta tensors with values: nothing comes of it, and it takes most of the time."""
 
-    _FILLING = frozenset(["add_", "clamp_", "copy_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_"])
+    # Methods of tensors, and those functions of torch.nn.init that would run without this mode.
+    _FILLING = frozenset(
+        ["add_", "clamp_", "constant_", "copy_", "div_", "erfinv_", "fill_", "kaiming_uniform_", "mul_", "normal_"]
+        + ["uniform_", "zero_"]
+    )
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func.overloadpacket.__name__ in self._FILLING and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in self._FILLING:
+            filled = args[0] if args else kwargs["tensor"]
+            if filled.is_meta:
+                return filled
+        return func(*args, **kwargs)

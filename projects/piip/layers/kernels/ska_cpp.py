@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,27 +39,19 @@ def obstacle(x: Tensor, w: Tensor) -> str | None:
 def forward(x: Tensor, w: Tensor) -> Tensor:
     """See :func:`piip.layers.ska`."""
     x, out = dense(x), dense_like(x)
-    _call("forward", x, w, x, w, _strides(w), out)
+    _call("forward", x, w, (x, w, out), w.stride())
     return out
 
 
 def backward(grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`forward` with respect to ``x`` and ``w``."""
     x, gx, gw = dense(x), dense_like(x), torch.empty_like(w)
-    _call("backward", x, w, dense(grad, like=x), x, w, _strides(w), gx, gw, _strides(gw))
+    _call("backward", x, w, (dense(grad, like=x), x, w, gx, gw), (*w.stride(), *gw.stride()))
     return gx, gw
 
 
-def _call(name: str, x: Tensor, w: Tensor, *arguments: Tensor | ctypes.Array) -> None:
+def _call(name: str, x: Tensor, w: Tensor, tensors: Sequence[Tensor], strides: Sequence[int]) -> None:
     function = getattr(load_library(_SOURCE), f"ska_{name}_{str(x.dtype).removeprefix('torch.')}")
-    b, c, height, width = x.shape
-    pointers = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments]
-    function(int(is_channels_last(x)), _int64s(b, c, w.shape[1], height, width), *pointers, torch.get_num_threads())
-
-
-def _strides(w: Tensor) -> ctypes.Array:
-    return _int64s(*w.stride())
-
-
-def _int64s(*numbers: int) -> ctypes.Array:
-    return (ctypes.c_int64 * len(numbers))(*numbers)
+    sizes = (x.shape[0], x.shape[1], *w.shape[1::2], w.shape[4], *strides)
+    pointers = [ctypes.c_void_p(t.data_ptr()) for t in tensors]
+    function(is_channels_last(x), (ctypes.c_int64 * len(sizes))(*sizes), *pointers, torch.get_num_threads())

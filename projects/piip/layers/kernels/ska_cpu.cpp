@@ -13,6 +13,7 @@
 #include <cstring>
 #include <memory>
 #include <type_traits>
+#include <vector>
 
 namespace {
 
@@ -50,6 +51,11 @@ struct Simd {
   typedef A Vector __attribute__((vector_size(kVectorBytes), aligned(sizeof(A)), may_alias));
   static constexpr int64_t width = kVectorBytes / sizeof(A);
   static int64_t round_up(int64_t n) { return (n + width - 1) / width * width; }
+  typedef std::conditional_t<sizeof(A) == 4, int32_t, int64_t> Bits;
+  typedef Bits Mask __attribute__((vector_size(kVectorBytes), aligned(sizeof(A)), may_alias));
+  static Vector masked(const Vector& v, const Bits* mask) {
+    return reinterpret_cast<Vector>(reinterpret_cast<Mask>(v) & *reinterpret_cast<const Mask*>(mask));
+  }
   static Vector& at(A* p) { return *reinterpret_cast<Vector*>(p); }
   static const Vector& at(const A* p) { return *reinterpret_cast<const Vector*>(p); }
 };
@@ -58,19 +64,37 @@ struct Offsets {
   int64_t of[kTaps];
 };
 
-// out[g][i] = sum over taps k of x[g][x_taps[k] + i] * w[w_taps[k] + i]
+// Where pixels have a neighbour at the left and at the right: ones, elsewhere zeros.
 template <typename A>
-inline void sum_taps(int64_t lanes, int64_t groups, int64_t group_step, const A* x, const Offsets& x_taps, const A* w,
-                     const Offsets& w_taps, A* out) {
+struct Sides {
+  std::vector<typename Simd<A>::Bits> left, right;
+  Sides(int64_t rows, int64_t width) : left(rows * width, ~typename Simd<A>::Bits(0)), right(left) {
+    for (int64_t y = 0; y < rows; ++y) left[y * width] = right[(y + 1) * width - 1] = 0;
+  }
+  // Of a vector of tap k, which starts at pixel i, nothing stays where there is no neighbour.
+  typename Simd<A>::Vector only_inside(int k, int64_t i, const typename Simd<A>::Vector& v) const {
+    return k % 3 == 1 ? v : Simd<A>::masked(v, (k % 3 ? right : left).data() + i);
+  }
+};
+
+// out[g][i] = sum over taps k of x[g][x_taps[k] + i] * w[w_taps[k] + i]
+// The last vector ends with the last lane where there are enough of them; fewer need memory for a whole vector.
+template <typename A>
+inline void sum_taps(int64_t lanes, int64_t groups, int64_t x_step, const A* x, const Offsets& x_taps, const A* w,
+                     const Offsets& w_taps, int64_t out_step, A* out, const Sides<A>* sides = nullptr) {
   using S = Simd<A>;
-  for (int64_t i = 0; i < lanes; i += S::width) {
+  for (int64_t next = 0; next < lanes; next += S::width) {
+    const int64_t i = std::max<int64_t>(std::min(next, lanes - S::width), 0);
     typename S::Vector weight[kTaps];
-    for (int k = 0; k < kTaps; ++k) weight[k] = S::at(w + w_taps.of[k] + i);
+    for (int k = 0; k < kTaps; ++k) {
+      weight[k] = S::at(w + w_taps.of[k] + i);
+      if (sides) weight[k] = sides->only_inside(k, i, weight[k]);
+    }
     for (int64_t g = 0; g < groups; ++g) {
-      const A* here = x + g * group_step + i;
+      const A* here = x + g * x_step + i;
       typename S::Vector sum = S::at(here + x_taps.of[0]) * weight[0];
       for (int k = 1; k < kTaps; ++k) sum += S::at(here + x_taps.of[k]) * weight[k];
-      S::at(out + g * group_step + i) = sum;
+      S::at(out + g * out_step + i) = sum;
     }
   }
 }
@@ -78,16 +102,17 @@ inline void sum_taps(int64_t lanes, int64_t groups, int64_t group_step, const A*
 // gw[k][i] = sum over groups g of x[g][x_taps[k] + i] * grad[g][i]
 template <typename A>
 inline void sum_groups(int64_t lanes, int64_t groups, int64_t group_step, const A* x, const Offsets& x_taps,
-                       const A* grad, A* gw, int64_t tap_step) {
+                       const A* grad, int64_t tap_step, A* gw, const Sides<A>* sides = nullptr) {
   using S = Simd<A>;
-  for (int64_t i = 0; i < lanes; i += S::width) {
+  for (int64_t next = 0; next < lanes; next += S::width) {
+    const int64_t i = std::max<int64_t>(std::min(next, lanes - S::width), 0);
     typename S::Vector sum[kTaps] = {};
     for (int64_t g = 0; g < groups; ++g) {
       const A* here = x + g * group_step + i;
       const typename S::Vector factor = S::at(grad + g * group_step + i);
       for (int k = 0; k < kTaps; ++k) sum[k] += S::at(here + x_taps.of[k]) * factor;
     }
-    for (int k = 0; k < kTaps; ++k) S::at(gw + k * tap_step + i) = sum[k];
+    for (int k = 0; k < kTaps; ++k) S::at(gw + k * tap_step + i) = sides ? sides->only_inside(k, i, sum[k]) : sum[k];
   }
 }
 
@@ -125,6 +150,7 @@ class Ska {
     groups = sizes[1] / j;
     const int64_t row = width * groups * (channels_last ? j : 1);  // in elements
     rows = std::clamp<int64_t>(kTileElements / std::max<int64_t>(row, 1), 1, std::max<int64_t>(height, 1));
+    bands = (height + rows - 1) / rows;
     pitch = width + channels_last;
     lanes = Simd<A>::round_up(channels_last ? j : rows * pitch);
     // What vectors of the last pixels reach.
@@ -152,6 +178,8 @@ class Ska {
   }
 
   void forward(View<T> x, View<T> w, View<T> out, int threads) const {
+    if constexpr (std::is_same_v<T, A>)
+      if (is_like_packed(w)) return forward_in_place(x, w, out, threads);
     const int64_t inputs = map_size() + weight_size();
     for_tiles(threads, inputs, map_size(), [&](const Tile& tile, A* buffer) {
       A *in = buffer, *weight = in + map_size(), *sum = buffer + inputs;
@@ -160,13 +188,15 @@ class Ska {
       zero_sideways(tile, 0, weight);
       for_vectors(tile, [&](int64_t pixel, int64_t n) {
         sum_taps(n, groups, maps.part, in + pixel * maps.pixel, taps, weight + pixel * weights.pixel, own_weight,
-                 sum + pixel * maps.pixel);
+                 maps.part, sum + pixel * maps.pixel);
       });
       unpack(tile, out, sum, maps);
     });
   }
 
   void backward(View<T> grad, View<T> x, View<T> w, View<T> gx, View<T> gw, int threads) const {
+    if constexpr (std::is_same_v<T, A>)
+      if (is_like_packed(gw)) return backward_in_place(grad, x, w, gx, gw, threads);
     const int64_t inputs = 2 * map_size() + weight_size();
     for_tiles(threads, inputs, map_size() + weight_size(), [&](const Tile& tile, A* buffer) {
       A *in = buffer, *out_grad = in + map_size(), *weight = out_grad + map_size();
@@ -178,9 +208,9 @@ class Ska {
       const A* centre = out_grad + (pitch + 1) * maps.pixel;
       for_vectors(tile, [&](int64_t pixel, int64_t n) {
         sum_taps(n, groups, maps.part, out_grad + pixel * maps.pixel, taps_back, weight + pixel * weights.pixel,
-                 weight_back, x_grad + pixel * maps.pixel);
-        sum_groups(n, groups, maps.part, in + pixel * maps.pixel, taps, centre + pixel * maps.pixel,
-                   w_grad + pixel * weights.pixel, weights.part);
+                 weight_back, maps.part, x_grad + pixel * maps.pixel);
+        sum_groups(n, groups, maps.part, in + pixel * maps.pixel, taps, centre + pixel * maps.pixel, weights.part,
+                   w_grad + pixel * weights.pixel);
       });
       unpack(tile, gx, x_grad, maps);
       zero_sideways(tile, 0, w_grad);
@@ -193,12 +223,47 @@ class Ska {
     int64_t image, channel, top, bottom;
   };
 
+  // Whether packing would change no order, nor leave less than a vector of a tile. It is done then only for what needs
+  // zeros around a tile; the rest is read and written where it is.
+  bool is_like_packed(const View<T>& view) const {
+    return !channels_last && view.column == 1 && view.row == width && height / bands * width >= Simd<A>::width;
+  }
+
+  void forward_in_place(View<T> x, View<T> w, View<T> out, int threads) const {
+    const Sides<A> sides(rows, width);
+    Offsets planes;
+    for (int k = 0; k < kTaps; ++k) planes.of[k] = k * w.part;
+    for_tiles(threads, map_size(), 0, [&](const Tile& tile, A* in) {
+      pack(tile, 1, x, in, maps);
+      const int64_t n = (tile.bottom - tile.top) * width;
+      sum_taps(n, groups, maps.part, in, taps, start(w, tile), planes, out.part, start(out, tile), &sides);
+    });
+  }
+
+  void backward_in_place(View<T> grad, View<T> x, View<T> w, View<T> gx, View<T> gw, int threads) const {
+    const Sides<A> sides(rows, width);
+    for_tiles(threads, 2 * map_size() + weight_size(), 0, [&](const Tile& tile, A* in) {
+      A *out_grad = in + map_size(), *weight = out_grad + map_size();
+      pack(tile, 1, x, in, maps);
+      pack(tile, 1, grad, out_grad, maps);
+      pack(tile, 1, w, weight, weights);
+      zero_sideways(tile, 1, weight);
+      const int64_t n = (tile.bottom - tile.top) * width;
+      sum_taps(n, groups, maps.part, out_grad, taps_back, weight, weight_back, gx.part, start(gx, tile));
+      sum_groups(n, groups, maps.part, in, taps, out_grad + pitch + 1, gw.part, start(gw, tile), &sides);
+    });
+  }
+
+  T* start(const View<T>& view, const Tile& tile) const {
+    return view.data + tile.image * view.image + tile.channel * view.j + tile.top * view.row;
+  }
+
   int64_t map_size() const { return pixels * (channels_last ? maps.pixel : groups); }
   int64_t weight_size() const { return pixels * (channels_last ? weights.pixel : kTaps); }
 
   template <typename Work>
   void for_tiles(int threads, int64_t inputs, int64_t outputs, const Work& work) const {
-    const int64_t bands = (height + rows - 1) / rows, channels = channels_last ? 1 : j;
+    const int64_t channels = channels_last ? 1 : j;
     const int64_t count = batch * channels * bands;
     threads = int(std::clamp<int64_t>(batch * groups * j * height * width / kTileElements, 1, threads));
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -207,8 +272,9 @@ class Ska {
       std::fill_n(buffer.get(), inputs, A(0));  // the zeros between rows, which packing leaves alone
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t top = i % bands * rows;
-        work(Tile{i / bands / channels, i / bands % channels, top, std::min(top + rows, height)}, buffer.get());
+        const int64_t band = i % bands;
+        work(Tile{i / bands / channels, i / bands % channels, height * band / bands, height * (band + 1) / bands},
+             buffer.get());
       }
     }
   }
@@ -227,8 +293,10 @@ class Ska {
     const int64_t first = tile.top - margin, from = std::max<int64_t>(first, 0);
     const int64_t last = tile.bottom + margin, to = std::min(last, height);
     A* rows = buffer + margin * packed.pixel;
-    zero_rows(view.parts, 0, from - first, rows, packed);
-    zero_rows(view.parts, to - first, last - first, rows, packed);
+    if (bands > 1) {  // otherwise no tile before this one has had rows there
+      zero_rows(view.parts, 0, from - first, rows, packed);
+      zero_rows(view.parts, to - first, last - first, rows, packed);
+    }
     for_runs(tile, from, to, view, rows + (from - first) * pitch * packed.pixel, packed,
              [](auto n, T* there, int64_t step, A* here, int64_t to_step) { copy(n, there, step, here, to_step); });
   }
@@ -290,38 +358,36 @@ class Ska {
 
   bool channels_last;
   int64_t batch, groups, j, height, width;
-  int64_t rows, pitch, lanes, pixels;
+  int64_t rows, bands, pitch, lanes, pixels;  // of a tile: rows at most
   Packed maps, weights;
   Offsets taps, taps_back, own_weight, weight_back;
 };
 
 template <typename T, typename A>
-void run_forward(bool channels_last, const int64_t* sizes, void* x, void* w, const int64_t* w_strides, void* out,
-                 int threads) {
+void run_forward(bool channels_last, const int64_t* sizes, void* x, void* w, void* out, int threads) {
   Ska<T, A> ska(channels_last, sizes);
-  ska.forward(ska.map(x), ska.weight(w, w_strides), ska.map(out), threads);
+  ska.forward(ska.map(x), ska.weight(w, sizes + 5), ska.map(out), threads);
 }
 
 template <typename T, typename A>
-void run_backward(bool channels_last, const int64_t* sizes, void* grad, void* x, void* w, const int64_t* w_strides,
-                  void* gx, void* gw, const int64_t* gw_strides, int threads) {
+void run_backward(bool channels_last, const int64_t* sizes, void* grad, void* x, void* w, void* gx, void* gw,
+                  int threads) {
   Ska<T, A> ska(channels_last, sizes);
-  ska.backward(ska.map(grad), ska.map(x), ska.weight(w, w_strides), ska.map(gx),
-               ska.weight(gw, gw_strides), threads);
+  ska.backward(ska.map(grad), ska.map(x), ska.weight(w, sizes + 5), ska.map(gx), ska.weight(gw, sizes + 10), threads);
 }
 
 }  // namespace
 
-// Maps are dense, NCHW or NHWC. sizes: B, C, J, H, W. Strides of weights: B, J, tap, H, W.
-#define SKA_KERNELS(NAME, T, A)                                                                                      \
-  extern "C" void ska_forward_##NAME(int channels_last, const int64_t* sizes, void* x, void* w,                      \
-                                     const int64_t* w_strides, void* out, int threads) {                             \
-    run_forward<T, A>(channels_last, sizes, x, w, w_strides, out, threads);                                          \
+// Maps are dense, NCHW or NHWC. sizes: B, C, J, H, W, then the strides of weights, and those of their gradients, for B,
+// J, tap, H, W.
+#define SKA_KERNELS(NAME, T, A)                                                                                     \
+  extern "C" void ska_forward_##NAME(int channels_last, const int64_t* sizes, void* x, void* w, void* out,          \
+                                     int threads) {                                                                  \
+    run_forward<T, A>(channels_last, sizes, x, w, out, threads);                                                    \
   }                                                                                                                  \
-  extern "C" void ska_backward_##NAME(int channels_last, const int64_t* sizes, void* grad, void* x, void* w,         \
-                                      const int64_t* w_strides, void* gx, void* gw, const int64_t* gw_strides,       \
-                                      int threads) {                                                                 \
-    run_backward<T, A>(channels_last, sizes, grad, x, w, w_strides, gx, gw, gw_strides, threads);                    \
+  extern "C" void ska_backward_##NAME(int channels_last, const int64_t* sizes, void* grad, void* x, void* w,        \
+                                      void* gx, void* gw, int threads) {                                             \
+    run_backward<T, A>(channels_last, sizes, grad, x, w, gx, gw, threads);                                          \
   }
 
 SKA_KERNELS(float32, float, float)
