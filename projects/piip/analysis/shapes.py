@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["PRODUCTS", "UNCOUNTED", "QuickShapes"]
@@ -14,6 +15,18 @@ __all__ = ["PRODUCTS", "UNCOUNTED", "QuickShapes"]
 
 def _alike(x: Tensor, *_: object, **__: object) -> Tensor:
     return torch.empty_like(x)
+
+
+def _combined(x: Tensor, *others: object, **__: object) -> Tensor:
+    """What an operator on elements gives."""
+    shape, dtype = x.shape, x.dtype
+    for other in others:
+        if isinstance(other, Tensor):
+            shape = shape if other.shape == shape else torch.broadcast_shapes(shape, other.shape)
+            dtype = dtype if other.dtype == dtype else torch.result_type(x, other)
+        elif isinstance(other, complex | float) and not dtype.is_floating_point:
+            dtype = torch.result_type(x, other)
+    return x.new_empty(shape, dtype=dtype)
 
 
 def _normed(x: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,16 +40,30 @@ def _resized(x: Tensor, size: Sequence[int], *_: object, **__: object) -> Tensor
 
 Answers = Mapping[str, Callable[..., Any]]
 
-# Operators of inference by name: those that are not counted, and products.
+_aten = torch.ops.aten
+# Operators of inference by name: those that are not counted, and products. Views are quick themselves; what takes long
+# is the way to them through a counter.
 UNCOUNTED: Answers = {
     "aten::_safe_softmax": _alike,
+    "aten::_softmax": _alike,
+    "aten::add.Tensor": _combined,
+    "aten::addcmul": _combined,
     "aten::gelu": _alike,
+    "aten::mul.Scalar": _combined,
+    "aten::mul.Tensor": _combined,
     "aten::relu": _alike,
     "aten::native_batch_norm": _normed,
     "aten::native_group_norm": _normed,
     "aten::native_layer_norm": _normed,
     "aten::upsample_bicubic2d": _resized,
     "aten::upsample_bilinear2d": _resized,
+    "aten::_unsafe_view": _aten._unsafe_view.default,
+    "aten::expand": _aten.expand.default,
+    "aten::permute": _aten.permute.default,
+    "aten::promote_types": _aten.promote_types.default,
+    "aten::t": _aten.t.default,
+    "aten::transpose.int": _aten.transpose.int,
+    "aten::view": _aten.view.default,
 }
 PRODUCTS: Answers = {"aten::addmm": lambda bias, a, b, **_: a.new_empty(a.shape[0], b.shape[1])}
 
@@ -55,4 +82,8 @@ class QuickShapes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        return self.answers.get(func.name(), func)(*args, **(kwargs or {}))
+        answer = self.answers.get(func.name())
+        if answer is None:
+            return func(*args, **(kwargs or {}))
+        with no_dispatch():  # other modes have nothing to do with how it is answered
+            return answer(*args, **(kwargs or {}))

@@ -48,17 +48,11 @@ def _scatter(axes: Axes, points: Points) -> None:
     for name, (x, y) in points.items():
         ours = name.startswith(("PIIP", "LSNet"))
         axes.plot(x, y, "o" if ours else "s", color="#D55E00" if ours else "#0072B2")
-    axes.margins(0.4, 0.15)
+        # Beside each other, as ours and others often are near the same point.
+        place = {"xytext": (0, -7), "ha": "center", "va": "top"} if ours else {"xytext": (7, 0), "va": "center"}
+        axes.annotate(name, (x, y), textcoords="offset points", fontsize=8, **place)
+    axes.margins(0.3, 0.15)
     axes.grid(alpha=0.3)
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    above: list[tuple[float, float]] = []
-    for name, (x, y) in sorted(points.items(), key=lambda item: item[1]):
-        place = (x - left) / (right - left), (y - bottom) / (top - bottom)
-        # A label is some 45 % of the width and 4 % of the height of its axes.
-        free = all(abs(place[0] - u) > 0.45 or abs(place[1] - v) > 0.04 for u, v in above)
-        axes.annotate(name, (x, y), xytext=(5, 4 if free else -13), textcoords="offset points", fontsize=8)
-        if free:
-            above.append(place)
 
 
 def _detectors(rows: Sequence[Row]) -> Points:
