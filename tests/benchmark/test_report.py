@@ -73,7 +73,7 @@ def test_goals_tell_the_case_furthest_from_them() -> None:
     assert memory.measured(rows) == pytest.approx(0.1)
     assert memory.reached(0.1)
     assert not memory.reached(0.6)
-    assert "products in bfloat16 run at\n0.25 times the rate" in goals_table(rows)
+    assert "products in\nbfloat16 run at 0.25 times the rate" in goals_table(rows)
     assert goals_table([dataclasses.replace(r, environment=GPU) for r in rows]) == ""
 
 

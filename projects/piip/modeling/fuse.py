@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import ConfigError
 from ..layers.cpu_conv import PointwiseConv2d
+from ..layers.cpu_half import Float32Conv2d, Float32Linear, lacks_instructions
 from ..layers.winograd import WinogradConv2d
 from .interaction import Injector
 from .lsnet.blocks import ConvNorm, LargeKernelPerception, RepDW
@@ -40,6 +41,8 @@ def fuse(module: nn.Module) -> nn.Module:
     * On a CPU, wide 3x3 convolutions of any model become :class:`piip.layers.WinogradConv2d`, which takes four times
       their memory more, and the 1x1 convolutions of LSNet :class:`piip.layers.PointwiseConv2d`. A model for a GPU is
       fused there.
+    * On a CPU without instructions for the half precision of a model, linear layers and convolutions multiply in
+      float32; parameters and outputs stay as they are.
 
     The copy is for inference and has other names in its state dict, which depend on the device: load weights before,
     and train the original.
@@ -61,11 +64,12 @@ def fuse(module: nn.Module) -> nn.Module:
         changed = [fold(part) for part in parts for kinds, fold in _FOLDED.items() if isinstance(part, kinds)]
         swaps = {part: _REPLACED[type(part)](part) for part in fused.modules() if type(part) in _REPLACED}
         fused = _swap(fused, swaps)
-        fast = {part: _then_rest(WinogradConv2d(part), part) for part in fused.modules() if WinogradConv2d.suits(part)}
+        fast = {part: _then_rest(kind(part), part) for part in fused.modules() for kind in _ON_CPU if kind.suits(part)}
         if not any(changed) and not swaps and not fast:
             raise ConfigError(
                 f"the {type(module).__name__} has no parts left to fuse; it has none of LSNet, PIIP, vision "
-                "transformers or ConvNeXt and no wide 3x3 convolutions on a CPU, or it has been fused before."
+                "transformers or ConvNeXt, and nothing that a CPU computes faster in another way, or it has been fused "
+                "before."
             )
         return _swap(fused, fast).requires_grad_(False).eval()
 
@@ -76,7 +80,8 @@ def _fuse_conv_norm(unit: ConvNorm) -> nn.Conv2d:
 
 def _pointwise(conv: nn.Conv2d) -> nn.Conv2d:
     plain = type(conv) is nn.Conv2d and conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1
-    return PointwiseConv2d(conv) if plain and conv.weight.is_cpu else conv
+    plain = plain and conv.weight.is_cpu and not lacks_instructions(conv.weight.dtype)
+    return PointwiseConv2d(conv) if plain else conv
 
 
 def _fuse_perception(perception: LargeKernelPerception) -> bool:
@@ -210,6 +215,9 @@ def _swap(whole: nn.Module, swaps: dict[nn.Module, nn.Module]) -> nn.Module:
                 setattr(module, name, [swaps.get(item, item) for item in value])
     return swaps.get(whole, whole)
 
+
+# What takes the place of layers that it suits, no two of them the same layer.
+_ON_CPU = (WinogradConv2d, Float32Linear, Float32Conv2d)
 
 _FOLDED: dict[type | tuple[type, ...], Callable[[nn.Module], bool]] = {
     Block: _fold_block,
