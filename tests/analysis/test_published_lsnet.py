@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import timm
-import torch
 
 import piip  # noqa: F401  (timm knows LSNet then)
 from piip.analysis import published_cost
+from piip.modeling.without_weights import on_meta
 
 # Name -> fused parameters, billions of operations before fusing.
 COUNTED = {
@@ -22,7 +22,7 @@ COUNTED = {
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_classifiers_cost_what_the_released_script_counts(name):
-    with torch.device("meta"):
+    with on_meta():
         model = timm.create_model(name)
     (cost,) = published_cost(model).values()
     assert cost.params == COUNTED[name][0]

@@ -10,6 +10,7 @@ import torch
 from piip.checkpoint import build_from_official, load_official, load_weights, to_official
 from piip.checkpoint.adapt import adapt_to_checkpoint
 from piip.modeling import PIIP, InternViTBranch, ViTBranch
+from piip.modeling.without_weights import on_meta
 from tests import reference
 
 
@@ -84,7 +85,7 @@ def test_four_branches_without_weights_take_either_width(tmp_path):
     args["branch4"] = {**args["branch3"], "real_size": 256, "embed_dim": 16, "num_heads": 1}
     released = build_from_official("PIIPFourBranch", {**args, "branch4": {**args["branch3"], "real_size": 256}})
     torch.save(to_official(released), tmp_path / "released.pth")
-    with torch.device("meta"):
+    with on_meta():
         empty = build_from_official("PIIPFourBranch", args)
     assert load_weights(empty, str(tmp_path / "released.pth")).complete
     assert empty.branches[0].out_channels[0] == released.branches[0].out_channels[0]

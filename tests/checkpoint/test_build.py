@@ -3,12 +3,12 @@
 from functools import partial
 
 import pytest
-import torch
 from torch import nn
 
 from piip.checkpoint import build_from_official
 from piip.errors import ConfigError
 from piip.modeling import BEiTBranch, InternViTBranch, UniPerceiverBranch, ViTBranch
+from piip.modeling.without_weights import on_meta
 
 PIIP_ARGS = {
     "n_points": 4, "deform_num_heads": 16, "with_cffn": True, "cffn_ratio": 0.25, "deform_ratio": 0.5,
@@ -33,7 +33,7 @@ def branch(size, resolution, pretrained, **kwargs):
 def sbl(large, base, small=("deit_3_small_224_21k", DEIT)):
     settings = [("l", 672, large), ("b", 1120, base), ("s", 1568, small)]
     args = {f"branch{k}": branch(size, r, name, **own) for k, (size, r, (name, own)) in enumerate(settings, 1)}
-    with torch.device("meta"):
+    with on_meta():
         return build_from_official("PIIPThreeBranch", {**PIIP_ARGS, **args})
 
 
@@ -97,7 +97,7 @@ def test_arguments_of_uniperceiver_and_beit_reach_the_branch():
 )
 def test_arguments_of_other_models_are_named(pretrained, own, message):
     args = {"branch1": branch("l", 672, "deit", **DEIT), "branch2": branch("b", 1120, pretrained, **own)}
-    with torch.device("meta"), pytest.raises(ConfigError, match=message):
+    with on_meta(), pytest.raises(ConfigError, match=message):
         build_from_official("PIIPTwoBranch", {**PIIP_ARGS, **args})
 
 
@@ -121,7 +121,7 @@ def two_branches(changes=()):
             target[name] = value
     given = repr(args)
     try:
-        with torch.device("meta"):
+        with on_meta():
             return build_from_official("PIIPTwoBranch", args)
     finally:
         assert repr(args) == given, "the config is changed"
@@ -242,7 +242,7 @@ def test_mlps_are_known_by_name(name):
 )
 def test_norms_of_the_internvit_kind_are_known_by_name(name, kind):
     args = {"depth": 1, "embed_dim": 32, "num_heads": 2, "norm_layer_type": name, "init_values": None}
-    with torch.device("meta"):
+    with on_meta():
         block = build_from_official("InternViT6B", args).branch.blocks[0]
     assert type(block.norm1) is kind
     assert isinstance(block.ls1, nn.Identity)

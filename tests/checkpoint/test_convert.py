@@ -25,6 +25,7 @@ from piip.modeling import (
     UniPerceiverBranch,
     ViTBranch,
 )
+from piip.modeling.without_weights import on_meta
 from tests import reference
 
 STAGES = [[0, 0], [1, 2], [3, 4], [5, 6]]
@@ -125,7 +126,7 @@ def test_ours_to_released_and_back_bit_for_bit(kind):
 def test_the_layout_is_the_released_one(name):
     """Names, shapes, and integers to the last entry are those of the released classes."""
     case = reference.case(f"piip/{name}")
-    with torch.device("meta"):
+    with on_meta():
         model = build_from_official(case["class"], case["args"])
     state = {ours: torch.zeros(t.shape) for ours, t in model.state_dict().items()}
     released = to_official(model, state)

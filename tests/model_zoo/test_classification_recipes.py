@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 
 from piip.checkpoint import build_from_official
 from piip.engine.build import build_optimizer
 from piip.model_zoo.zoo import get_config, published
-from piip.modeling.without_weights import build_on_meta
+from piip.modeling.without_weights import build_on_meta, on_meta
 from tests.reference import case
 
 FOLDER = "ImageNet-Classification"
@@ -114,7 +113,7 @@ def test_piip(name: str) -> None:
 
 def test_the_smallest_piip_is_the_released_one() -> None:
     reference = case("piip/cls_tsb_368_192_128")
-    with torch.device("meta"):
+    with on_meta():
         released = build_from_official(reference["class"], reference["args"])
     ours = build_on_meta(config("piip_tsb_368_192_128").model).network
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in released.state_dict().items()}

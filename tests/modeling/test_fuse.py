@@ -33,6 +33,7 @@ from piip.modeling.branches import LSNetBranch
 from piip.modeling.lsnet.blocks import LSConv
 from piip.modeling.meta_arch import SemanticSegmentor
 from piip.modeling.sem_seg import UPerNetHead
+from piip.modeling.without_weights import on_meta
 from tests import reference
 
 TINY = {"dims": (16, 16, 32, 32), "depths": (1, 2, 2, 2)}
@@ -76,7 +77,7 @@ def test_fused_classifier_matches_reference():
     ],
 )
 def test_sizes_are_those_of_the_specification(name, parameters):
-    with torch.device("meta"):
+    with on_meta():
         model = timm.create_model(name).eval()
     assert sum(p.numel() for p in fuse(model).parameters()) == parameters
 

@@ -13,7 +13,7 @@ from piip.errors import ConfigError
 from piip.modeling import FPN, PIIP, SingleBranch, ViTBranch, image_pyramid
 from piip.modeling.branch_pyramid import block_groups
 from piip.modeling.branches.convnext import ConvNeXtBranch
-from piip.modeling.without_weights import build_without_weights
+from piip.modeling.without_weights import build_without_weights, without_weights
 from tests import reference
 
 CASES = [
@@ -46,7 +46,8 @@ def load(case):
     if config := CONFIGS.get(case["name"]):
         model = build_without_weights(model_zoo.get_config(config).model.backbone.bottom_up)
     else:
-        model = build_from_official(case["class"], case["args"])
+        with without_weights():
+            model = build_from_official(case["class"], case["args"])
     report = load_official(model, reference.weights(case["state_dict"]))
     assert report.complete
     return model.eval()

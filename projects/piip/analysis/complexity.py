@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,6 +43,7 @@ CONVENTIONS = (
 )
 
 # Modules that are shown by their children; all others are one part.
+_DICTS = (dict, OrderedDict)
 _SPLIT = {"backbone", "bottom_up", "branches", "network", "roi_heads", "transformer"}
 
 
@@ -110,7 +112,7 @@ def analyze(model: nn.Module, size: tuple[int, int] | None = None) -> Complexity
     height, width = size or (natural_size(model),) * 2
     if min(height, width) < 1:
         raise ConfigError(f"the input size {height} x {width} must be positive.")
-    model = _meta_copy(model).eval().requires_grad_(False)
+    model = _meta_copy(model).eval()
     divisor = getattr(getattr(model, "backbone", model), "size_divisibility", 0) or 1
     height, width = (math.ceil(side / divisor) * divisor for side in (height, width))
 
@@ -181,11 +183,16 @@ def _listed(module: nn.Module) -> list[nn.Module]:
 
 
 def _meta_copy(model: nn.Module) -> nn.Module:
-    """The same modules around float32 meta tensors; the model's own weights are not touched."""
-    # What deepcopy finds in its memo it takes as already copied.
-    memo: dict[int, Any] = {id(b): b.detach().to("meta") for b in model.buffers()}
-    memo |= {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
-    model = copy.deepcopy(model, memo).float()
+    """The same modules around float32 meta tensors without gradients; the model's own weights are not touched."""
+
+    def on_meta(t: Tensor) -> Tensor:
+        return t.detach().to("meta", torch.float32 if t.is_floating_point() else t.dtype)
+
+    # What deepcopy finds in its memo it takes as already copied; ten empty dicts in each module take it the longest.
+    memo: dict[int, Any] = {id(b): on_meta(b) for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(on_meta(p), requires_grad=False) for p in model.parameters()}
+    memo |= {id(d): type(d)() for m in model.modules() for d in vars(m).values() if type(d) in _DICTS and not d}
+    model = copy.deepcopy(model, memo)
     for module in model.modules():
         if isinstance(module, Branch):
             # The counter notices a module when it is called; a branch is used by its methods alone.

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from .instantiate import instantiate_model
 
-__all__ = ["build_on_meta", "build_without_weights"]
+__all__ = ["build_on_meta", "build_without_weights", "on_meta", "without_weights"]
 
 
 def build_on_meta(model: Any) -> nn.Module:
@@ -22,7 +22,7 @@ def build_on_meta(model: Any) -> nn.Module:
     Raises:
         ConfigError: for a node that cannot be instantiated.
     """
-    with torch.device("meta"), _WithoutValues():
+    with on_meta():
         return instantiate_model(model)
 
 
@@ -34,13 +34,23 @@ def build_without_weights(model: Any) -> nn.Module:
     Raises:
         ConfigError: for a node that cannot be instantiated.
     """
-    with _parameters_on_meta(), _WithoutValues():
+    with without_weights():
         return instantiate_model(model)
 
 
 @contextlib.contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Every parameter loses its memory when a module takes it."""
+def on_meta() -> Iterator[None]:
+    """Modules that are built meanwhile have all tensors on the meta device, and none is filled."""
+    with torch.device("meta"), _WithoutValues():
+        yield
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules that are built meanwhile have their parameters on the meta device: they lose memory when they are taken.
+
+    :func:`piip.checkpoint.load_weights` and :func:`~piip.checkpoint.load_official` give it back.
+    """
 
     def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None or parameter.is_meta:  # a parameter that two modules share stays shared
@@ -49,7 +59,8 @@ def _parameters_on_meta() -> Iterator[None]:
 
     handle = register_module_parameter_registration_hook(hook)
     try:
-        yield
+        with _WithoutValues():
+            yield
     finally:
         handle.remove()
 
@@ -57,10 +68,10 @@ def _parameters_on_meta() -> Iterator[None]:
 class _WithoutValues(TorchFunctionMode):
     """Leaves out what only fills meta tensors with values: nothing comes of it, and it takes most of the time."""
 
-    # Methods of tensors, and those functions of torch.nn.init that would run without this mode.
     _FILLING = frozenset(
-        ["add_", "clamp_", "constant_", "copy_", "div_", "erfinv_", "fill_", "kaiming_uniform_", "mul_", "normal_"]
-        + ["uniform_", "zero_"]
+        ["add_", "clamp_", "copy_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_"]  # methods of tensors
+        # and the functions of torch.nn.init that torch would run without this mode, uniform_ and normal_ like methods
+        + ["constant_", "kaiming_uniform_"]
     )
 
     def __torch_function__(

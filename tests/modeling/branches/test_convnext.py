@@ -11,6 +11,7 @@ from piip.checkpoint.load import load_branch
 from piip.checkpoint.official import official_names
 from piip.errors import ConfigError
 from piip.modeling import ConvNeXtBranch, SingleBranch
+from piip.modeling.without_weights import on_meta
 
 DEPTHS, DIMS = (2, 1, 2, 1), (8, 16, 32, 64)
 
@@ -38,7 +39,7 @@ def test_is_timms_network_stage_by_stage():
 
 @pytest.mark.parametrize(("size", "blocks"), [("tiny", 21), ("small", 39), ("base", 39)])
 def test_downsampling_counts_as_a_block(size, blocks):
-    with torch.device("meta"):
+    with on_meta():
         branch = build_from_official("ConvNextHFWrapper", {"pretrained": f"facebook/convnext-{size}-224"}).branch
     assert branch.num_blocks == len(branch.strides) == blocks
     assert [branch.strides.count(s) for s in (4, 8, 16, 32)] == [3, 4, blocks - 11, 4]
@@ -134,5 +135,5 @@ def test_images_below_the_last_stride_are_refused():
     ],
 )
 def test_released_settings_that_do_not_fit_are_named(settings, message):
-    with torch.device("meta"), pytest.raises(ConfigError, match=message):
+    with on_meta(), pytest.raises(ConfigError, match=message):
         build_from_official("ConvNextHFWrapper", settings)

@@ -9,6 +9,7 @@ from torch import nn
 
 from piip.errors import ConfigError
 from piip.modeling import InternViTBranch, ViTBranch
+from piip.modeling.without_weights import on_meta
 
 
 def internvit(**kwargs):
@@ -85,7 +86,7 @@ def test_padded_tokens_look_like_the_bias():
 
 
 def test_published_sizes():
-    with torch.device("meta"):
+    with on_meta():
         six_b = InternViTBranch(3200, 48, 25, norm="RMS", qk_norm=True, qkv_bias=False, layer_scale_init=0.1)
         others = [
             InternViTBranch(1280, 32, 16),

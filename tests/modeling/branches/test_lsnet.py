@@ -9,6 +9,7 @@ from piip.errors import ConfigError
 from piip.modeling import FPN, PIIP, LSNet, SingleBranch, ViTBranch
 from piip.modeling.branches import LSNetBranch
 from piip.modeling.lsnet import VARIANTS
+from piip.modeling.without_weights import on_meta
 
 TINY = {"dims": (16, 24, 32, 64), "depths": (0, 2, 2, 2)}
 NAMES = ["c2", "c3", "c4", "c5", "c6"]
@@ -37,7 +38,7 @@ def pyramid(**options) -> PIIP:
     ("size", "per_stride"), [("t", (1, 1, 3, 9, 11)), ("s", (1, 2, 3, 9, 11)), ("b", (1, 5, 7, 9, 11))]
 )
 def test_stem_and_downsampling_count_as_blocks(size, per_stride):
-    with torch.device("meta"):
+    with on_meta():
         model = LSNetBranch(**VARIANTS[size])
     dims = VARIANTS[size]["dims"]
     assert tuple(model.strides.count(s) for s in (4, 8, 16, 32, 64)) == per_stride

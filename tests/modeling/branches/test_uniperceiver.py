@@ -9,6 +9,7 @@ from piip.checkpoint.load import load_branch
 from piip.checkpoint.official import official_names
 from piip.errors import ConfigError
 from piip.modeling import PIIP, UniPerceiverBranch
+from piip.modeling.without_weights import on_meta
 
 
 def make(**kwargs):
@@ -72,7 +73,7 @@ def test_everything_learns_from_the_first_step_on():
 
 
 def test_published_sizes_and_depths():
-    with torch.device("meta"):
+    with on_meta():
         branches = [UniPerceiverBranch(768, 12, 12, drop_path_rate=0.11), UniPerceiverBranch(1024, 24, 16)]
     assert [sum(p.numel() for p in b.parameters()) for b in branches] == [85821696, 303356928]
     rates = [getattr(block.drop_path1, "drop_prob", 0) for block in branches[0].blocks]
