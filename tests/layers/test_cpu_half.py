@@ -7,6 +7,7 @@ import torch
 from detectron2.layers import Conv2d
 from torch import nn
 
+from piip.layers import WinogradConv2d
 from piip.layers.cpu_half import Float32Conv2d, Float32Linear, lacks_instructions
 from piip.modeling.fuse import fuse
 
@@ -83,12 +84,16 @@ def test_what_does_not_suit(processor) -> None:
 
 def test_fusing_replaces_the_layers_of_a_model_and_keeps_norms_and_activations(processor) -> None:
     torch.manual_seed(0)
-    convs = [Conv2d(8, 8, 3, padding=1, norm=nn.BatchNorm2d(8), activation=nn.functional.relu), nn.Conv2d(8, 4, 1)]
-    model = nn.Sequential(*convs, nn.Flatten(), nn.Linear(4 * 36, 3)).eval().bfloat16()
+    convs = [
+        Conv2d(8, 192, 3, padding=1, norm=nn.BatchNorm2d(192), activation=nn.functional.relu),
+        nn.Conv2d(192, 192, 3, padding=1),
+        nn.Conv2d(192, 4, 1),
+    ]
+    model = nn.Sequential(*convs, nn.Flatten(), nn.Linear(4 * 576, 3)).eval().bfloat16()
     fused = fuse(model)
     kinds = [type(m) for m in fused.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    assert kinds == [Float32Conv2d, Float32Conv2d, Float32Linear]
-    x = torch.randn(2, 8, 6, 6).bfloat16()
+    assert kinds == [Float32Conv2d, WinogradConv2d, Float32Conv2d, Float32Linear]
+    x = torch.randn(2, 8, 24, 24).bfloat16()
     with torch.no_grad():
         out, expected = fused(x), model.float()(x.float())
     assert out.dtype == torch.bfloat16

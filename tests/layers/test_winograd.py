@@ -9,7 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from piip.layers import PointwiseConv2d, WinogradConv2d
+from piip.layers import PointwiseConv2d, WinogradConv2d, winograd
 
 OURS = "piip::winograd_conv2d"
 
@@ -65,7 +65,6 @@ def test_few_tiles_and_empty_batches_are_convolved_directly():
         ({"kernel_size": 1, "padding": 0}, False),
         ({"padding_mode": "reflect"}, False),
         ({"out_channels": 64}, False),
-        ({"dtype": torch.bfloat16}, False),
         ({"device": "meta"}, False),
     ],
 )
@@ -95,11 +94,21 @@ def test_gradients_other_dtypes_and_devices_take_the_convolution():
         assert OURS in operators(lambda: fast(x))
         with torch.autocast("cpu", torch.bfloat16):
             assert fast(x).dtype == torch.bfloat16
-    half = WinogradConv2d(made()).to(torch.bfloat16)
-    half.load_state_dict(half.state_dict())
-    assert OURS not in operators(lambda: half(x.detach().bfloat16()))
-    assert half(x.detach().bfloat16()).dtype == torch.bfloat16
     assert fast.to("meta")(x.to("meta")).is_meta
+
+
+@pytest.mark.parametrize("lacks", [False, True])
+def test_half_precision_only_where_the_processor_has_no_instructions_for_it(monkeypatch, lacks):
+    monkeypatch.setattr(winograd, "lacks_instructions", lambda dtype: lacks and dtype == torch.bfloat16)
+    conv = made().bfloat16()
+    assert WinogradConv2d.suits(conv) is lacks
+    half = WinogradConv2d(conv)
+    half.load_state_dict(half.state_dict())
+    x = torch.randn(1, 192, 24, 24).bfloat16()
+    assert (OURS in operators(lambda: half(x))) is lacks
+    out, exact = half(x), conv.double()(x.double())
+    assert out.dtype == torch.bfloat16
+    assert (out - exact).norm() <= 2e-3 * exact.norm()
 
 
 @pytest.mark.parametrize("assign", [False, True])

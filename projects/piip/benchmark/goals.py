@@ -15,9 +15,9 @@ __all__ = ["GOALS", "Goal", "goals_table"]
 _TEXT = """\
 ## Goals
 
-For one thread of a CPU, in float32 where nothing else is said. "times as fast": the fastest of our ways beside the fastest of the others; "of the
-time" and "of the memory": what ours takes beside what the others take. Of several cases the one furthest from the goal
-is told.
+For one thread of a CPU, in float32 where nothing else is said. "times as fast": the fastest of our ways beside the
+fastest of the others; "of the time" and "of the memory": what ours takes beside what the others take. Of several cases
+the one furthest from the goal is told.
 """
 _SPEED, _TIME, _MEMORY = "times as fast", "of the time", "of the memory"
 

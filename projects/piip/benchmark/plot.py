@@ -20,9 +20,12 @@ Points = Mapping[str, tuple[float, float]]
 def accuracy_figure(rows: Sequence[Row]) -> Figure | None:
     """PIIP's box AP and LSNet's top-1 against time relative to a peer; None when no such rows are there.
 
+    Of rows of several devices and types those that are like the first.
     A PIIP is beside the single ViT of the same turns. LSNets of different sizes are of one run, not of the same turns,
     so their shortest times are shown, which others on the machine disturb least.
     """
+    rows = [row for row in rows if row.suite == "backbones"]
+    rows = [row for row in rows if row.key[3:] == rows[0].key[3:]]
     panels = [
         (
             "Mask R-CNN 1x on COCO",
@@ -66,7 +69,7 @@ def _detectors(rows: Sequence[Row]) -> Points:
 
 
 def _classifiers(rows: Sequence[Row]) -> Points:
-    rows = [row for row in rows if row.suite == "backbones" and row.case.startswith("lsnet") and " B8 " in row.case]
+    rows = [row for row in rows if row.case.startswith("lsnet") and " B8 " in row.case]
     unit = min((row.min_ms for row in rows if row.name == "repvit_m0_9"), default=None)
     if unit is None:
         return {}

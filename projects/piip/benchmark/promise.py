@@ -61,6 +61,7 @@ def promise_table(rows: Sequence[Row]) -> str:
         one, other = pair.published
         if not (one and other):
             continue
+        dtype = pair.piip.environment.get("dtype", "float32")
         ratios = {
             "published": float(one["flops_G"]) / float(other["flops_G"]),
             "GMACs": pair.piip.numbers["gmacs"] / pair.vit.numbers["gmacs"],
@@ -69,7 +70,8 @@ def promise_table(rows: Sequence[Row]) -> str:
         }
         table.append(
             {
-                "": f"{pair.piip.case.split(' beside ')[0]} / {pair.vit.name.split(',')[0]}",
+                "": f"{pair.piip.case.split(' beside ')[0]} / {pair.vit.name.split(',')[0]}"
+                + (f", {dtype}" if dtype != "float32" else ""),
                 "AP": f"{one['box_AP']} / {other['box_AP']}",
                 **{name: f"{ratio:.0%}" for name, ratio in ratios.items()},
             }

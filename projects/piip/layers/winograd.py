@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from .cpu_conv import CPUConv2d
+from .cpu_half import lacks_instructions
 
 __all__ = ["WinogradConv2d"]
 
@@ -24,7 +25,9 @@ _WORTH_IT = 32  # tiles
 
 
 class WinogradConv2d(CPUConv2d):
-    """A 3x3 convolution of stride 1 with a quarter of the multiplications, which needs float32.
+    """A 3x3 convolution of stride 1 with a quarter of the multiplications, which are in float32.
+
+    So parameters and maps are float32, too, or half precision that the CPU has no instructions for.
 
     The maps are cut into tiles, tiles and kernels are transformed, multiplied and transformed back: 36 instead of 144
     multiplications for 16 outputs, and nearly all of them in large matrix products. The transformed kernels take four
@@ -51,17 +54,18 @@ class WinogradConv2d(CPUConv2d):
         if type(layer) not in (nn.Conv2d, Conv2d) or layer._forward_hooks or layer._forward_pre_hooks:
             return False  # what others add to a convolution would be lost
         weight = layer.weight
-        if not isinstance(weight, nn.Parameter) or not weight.is_cpu or weight.dtype != torch.float32:
+        if not isinstance(weight, nn.Parameter) or not weight.is_cpu or not _in_float32(weight.dtype):
             return False
         if layer.groups != 1 or min(layer.in_channels, layer.out_channels) < 192 or layer.padding_mode != "zeros":
             return False
         return layer.kernel_size == (3, 3) and layer.stride == layer.padding == layer.dilation == (1, 1)
 
     def fits(self, x: Tensor) -> bool:
-        return x.dtype == torch.float32 and self.prepared.is_cpu and super().fits(x)
+        return _in_float32(x.dtype) and self.prepared.is_cpu and super().fits(x)
 
     def product(self, x: Tensor) -> Tensor:
-        return _convolve(x, self.weight, self.prepared, self.bias)
+        bias = None if self.bias is None else self.bias.float()
+        return _convolve(x.float(), self.weight.float(), self.prepared, bias).to(x.dtype)
 
     def _prepare(self) -> None:
         kernel = torch.from_numpy(_transforms()[1]).to(self.weight.device)
@@ -72,6 +76,11 @@ class WinogradConv2d(CPUConv2d):
     def _load_from_state_dict(self, *args: object) -> None:
         super()._load_from_state_dict(*args)
         self._prepare()
+
+
+def _in_float32(dtype: torch.dtype) -> bool:
+    """Whether a CPU should multiply numbers of this type in float32."""
+    return dtype == torch.float32 or lacks_instructions(dtype)
 
 
 @cache

@@ -64,7 +64,8 @@ def fuse(module: nn.Module) -> nn.Module:
         changed = [fold(part) for part in parts for kinds, fold in _FOLDED.items() if isinstance(part, kinds)]
         swaps = {part: _REPLACED[type(part)](part) for part in fused.modules() if type(part) in _REPLACED}
         fused = _swap(fused, swaps)
-        fast = {part: _then_rest(kind(part), part) for part in fused.modules() for kind in _ON_CPU if kind.suits(part)}
+        chosen = {part: next((kind for kind in _ON_CPU if kind.suits(part)), None) for part in fused.modules()}
+        fast = {part: _then_rest(kind(part), part) for part, kind in chosen.items() if kind}
         if not any(changed) and not swaps and not fast:
             raise ConfigError(
                 f"the {type(module).__name__} has no parts left to fuse; it has none of LSNet, PIIP, vision "
@@ -216,7 +217,7 @@ def _swap(whole: nn.Module, swaps: dict[nn.Module, nn.Module]) -> nn.Module:
     return swaps.get(whole, whole)
 
 
-# What takes the place of layers that it suits, no two of them the same layer.
+# What takes the place of layers that it suits; the first one does.
 _ON_CPU = (WinogradConv2d, Float32Linear, Float32Conv2d)
 
 _FOLDED: dict[type | tuple[type, ...], Callable[[nn.Module], bool]] = {
