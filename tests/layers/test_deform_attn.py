@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from piip.errors import ConfigError
 from piip.layers import DeformAttn, deform_attn
@@ -83,3 +84,13 @@ def test_gpu_operator_agrees_with_cpu_with_gradients():
     out.backward(data["cotangent"].cuda())
     for name, tensor in zip(("value", "sampling_locations", "attention_weights"), inputs, strict=True):
         torch.testing.assert_close(tensor.grad.cpu(), data[f"grad_{name}"], rtol=1e-3, atol=1e-4)
+
+
+def test_fake_tensors_do_not_stay_where_real_ones_are_looked_for() -> None:
+    attn = DeformAttn(32, 16, num_heads=2).eval()
+    inputs = torch.randn(1, 35, 32), torch.randn(1, 6, 16), (5, 7), (2, 3)
+    for _ in range(2):  # without and with real ones that are remembered
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+            fake = attn(*(mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs))
+        assert fake.shape == (1, 35, 32)
+        assert torch.isfinite(attn(*inputs)).all()

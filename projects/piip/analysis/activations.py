@@ -25,7 +25,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..layers.deform_attn import cell_size, reference_points
 
 __all__ = ["activation_bytes", "peak_bytes", "saved_bytes"]
 
@@ -214,19 +213,11 @@ def _without_memory(model: nn.Module, device: str, dtype: torch.dtype | None = N
 
     Weights have another type if one is given.
     """
-    # No fake tensor may stay in a cache of tensors by device, where a real model would find it.
-    caches = (reference_points, cell_size)
     with FakeTensorMode(allow_non_fake_inputs=True):
         # What deepcopy finds in its memo it takes as already copied.
         memo: dict[int, Any] = {id(b): _fake(b, device, dtype) for b in model.buffers()}
         memo |= {id(p): nn.Parameter(_fake(p, device, dtype), p.requires_grad) for p in model.parameters()}
-        try:
-            for cache in caches:
-                cache.cache_clear()
-            yield copy.deepcopy(model, memo).train()
-        finally:
-            for cache in caches:
-                cache.cache_clear()
+        yield copy.deepcopy(model, memo).train()
 
 
 def _fake(tensor: Tensor, device: str, dtype: torch.dtype | None) -> Tensor:

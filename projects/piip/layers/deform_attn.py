@@ -22,7 +22,7 @@ __all__ = ["DeformAttn", "reference_points"]
 
 
 def _cached(function: Callable[[tuple[int, int], torch.device], Tensor]) -> Callable[..., Tensor]:
-    """Remembers the latest few tensors, but none of a trace, which is no real one."""
+    """Remembers the latest few tensors, but none of a trace or of a mode that makes other kinds of tensors."""
 
     @functools.lru_cache(maxsize=64)
     def remembering(grid_size: tuple[int, int], device: torch.device) -> Tensor:
@@ -32,9 +32,9 @@ def _cached(function: Callable[[tuple[int, int], torch.device], Tensor]) -> Call
 
     @functools.wraps(function)
     def call(grid_size: tuple[int, int], device: torch.device) -> Tensor:
-        return (function if torch.compiler.is_compiling() else remembering)(grid_size, device)
+        real = not torch.compiler.is_compiling() and type(torch.empty(0)) is Tensor
+        return (remembering if real else function)(grid_size, device)
 
-    call.cache_clear = remembering.cache_clear
     return call
 
 

@@ -9,6 +9,7 @@ from piip.errors import ConfigError
 from piip.layers import attention
 from piip.modeling import ViTBranch
 from piip.modeling.branches import transformer
+from piip.modeling.branches.transformer import resample_positions
 
 
 def test_stepping_through_blocks_equals_running_them_at_once():
@@ -108,3 +109,14 @@ def test_frozen_positions_are_resized_once_per_size_until_they_change():
     learning.load_state_dict(weights)
     torch.testing.assert_close(learning.positions((6, 7)), loaded)
     assert learning.positions((6, 7)).requires_grad
+
+
+def test_frozen_positions_are_those_of_the_weights_assigned_last():
+    branch = ViTBranch(32, 1, 2, pretrain_img_size=64).requires_grad_(False).eval()
+    for _ in range(20):  # memory that became free is used again
+        weights = {**branch.state_dict(), "pos_embed": torch.randn(1, 16, 32)}
+        branch.load_state_dict(weights, assign=True)
+        branch.requires_grad_(False)
+        expected = resample_positions(weights["pos_embed"], (4, 4), (6, 7))
+        torch.testing.assert_close(branch.positions((6, 7)), expected)
+        del weights

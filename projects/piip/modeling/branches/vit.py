@@ -100,7 +100,7 @@ class ViTBranch(TransformerBranch):
         self.pos_grid = position_grid(pretrain_img_size, patch_size)
         rows = self.leading_positions + self.pos_grid[0] ** 2
         self.pos_embed = nn.Parameter(torch.zeros(1, rows, embed_dim))
-        self._kept: dict[tuple, Tensor] = {}
+        self._kept: dict[tuple[int, int], tuple[Tensor, int, Tensor]] = {}  # by size: of what, its version, resized
         self.num_prefix_tokens = int(class_token)
         if class_token:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -126,13 +126,14 @@ class ViTBranch(TransformerBranch):
         pos = self.pos_embed
         if pos.requires_grad or pos.is_meta or pos.is_inference() or torch.compiler.is_compiling():
             return self._resampled(grid_size)
-        key = (grid_size, pos.data_ptr(), pos._version)  # the version changes with the values
-        if key not in self._kept:
+        of, version, kept = self._kept.get(grid_size, (None, None, None))
+        if of is not pos or version != pos._version:  # the version changes with the values
             if len(self._kept) >= _KEPT_SIZES:
                 self._kept.clear()
             with torch.inference_mode(False), torch.no_grad():
-                self._kept[key] = self._resampled(grid_size)
-        return self._kept[key]
+                kept = self._resampled(grid_size)
+            self._kept[grid_size] = pos, pos._version, kept
+        return kept
 
     def _resampled(self, grid_size: tuple[int, int]) -> Tensor:
         return resample_positions(self.pos_embed[:, self.leading_positions :], self.pos_grid, grid_size)
