@@ -135,12 +135,21 @@ def test_without_a_gpu_the_cpu_is_used(checkpoint):
     assert LazyPredictor(CONFIG, checkpoint, device="cuda:0").device.type == "cpu"
 
 
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="device cuda:7 does not exist: there are 2"):
+        LazyPredictor(CONFIG, device="cuda:7")
+
+
 @pytest.mark.gpu
-def test_gpu_agrees_with_the_cpu(predictor, checkpoint, image):
-    on_gpu = LazyPredictor(CONFIG, checkpoint, score_threshold=0.0, device="cuda")(image)["instances"]
-    assert on_gpu.scores.device.type == "cuda"
-    expected = predictor(image)["instances"].scores
-    torch.testing.assert_close(on_gpu.scores.cpu()[:20], expected[:20].cpu(), rtol=1e-2, atol=1e-3)
+def test_gpu_agrees_with_the_cpu(checkpoint, image):
+    gpu, cpu = (
+        LazyPredictor(CONFIG, checkpoint, score_threshold=0.0, device=device)(image)["instances"].scores
+        for device in ("cuda", "cpu")
+    )
+    assert (gpu.device.type, cpu.device.type) == ("cuda", "cpu")
+    torch.testing.assert_close(gpu.cpu()[:20], cpu[:20], rtol=1e-2, atol=1e-3)
 
 
 def test_class_names(predictor, checkpoint, tmp_path, monkeypatch):

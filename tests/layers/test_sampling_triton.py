@@ -132,3 +132,13 @@ def test_on_a_gpu(shape: tuple, dtype: torch.dtype, exact: bool) -> None:
     tolerance = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}[dtype]
     for result, truth in zip(results[0], truths, strict=True):
         assert (result.cpu().double() - truth).norm() / truth.norm() < tolerance
+
+
+@pytest.mark.skipif(INTERPRETED, reason="once is enough")
+@pytest.mark.parametrize(("version", "reason"), [("3.2.0", "Triton 3.2.0 is older than 3.3"), ("3.10.0", None)])
+def test_an_old_triton_is_told(monkeypatch: pytest.MonkeyPatch, version: str, reason: str | None) -> None:
+    from piip.layers.kernels import deform_attn_triton
+
+    monkeypatch.setattr(deform_attn_triton.triton, "__version__", version)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert deform_attn_triton.missing() == reason

@@ -111,6 +111,15 @@ def test_half_precision_only_where_the_processor_has_no_instructions_for_it(monk
     assert (out - exact).norm() <= 2e-3 * exact.norm()
 
 
+def test_what_follows_from_the_weights_changes_with_their_type_and_device():
+    fast = WinogradConv2d(made()).bfloat16().float()
+    x = torch.randn(1, 192, 24, 24)
+    assert OURS in operators(lambda: fast(x))
+    expected = nn.functional.conv2d(x, fast.weight, fast.bias, padding=1)
+    assert (fast(x) - expected).norm() <= 1e-5 * expected.norm()
+    assert fast.to("meta").prepared is None
+
+
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize(("kind", "size"), [(WinogradConv2d, 3), (PointwiseConv2d, 1)])
 def test_a_state_dict_has_the_weights_alone_and_renews_what_follows_from_them(kind, size, assign):

@@ -210,6 +210,8 @@ def _usable_device(device: str | torch.device) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         logger.info("There is no usable GPU; computing on the CPU.")
         return torch.device("cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {device} does not exist: there are {torch.cuda.device_count()}, counted from 0.")
     return device
 
 

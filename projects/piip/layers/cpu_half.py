@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
+from .exporting import is_exporting
+
 __all__ = ["Float32Conv2d", "Float32Linear", "lacks_instructions"]
 
 _INSTRUCTIONS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float16: ("avx512_fp16", "amx_fp16")}
@@ -22,7 +24,7 @@ def lacks_instructions(dtype: torch.dtype) -> bool:
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer with parameters and outputs of half precision that multiplies in float32.
+    """A linear layer with parameters and outputs of half precision that multiplies in float32, on a CPU.
 
     Args:
         linear: whose parameters it takes over.
@@ -38,11 +40,11 @@ class Float32Linear(nn.Linear):
         return type(layer) is nn.Linear and _is_slow(layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.float(), *_wide(self)).to(x.dtype)
+        return F.linear(x.float(), *_wide(self)).to(x.dtype) if _computes_here(x) else super().forward(x)
 
 
 class Float32Conv2d(nn.Conv2d):
-    """A convolution with parameters and outputs of half precision that multiplies in float32.
+    """A convolution with parameters and outputs of half precision that multiplies in float32, on a CPU.
 
     Args:
         conv: whose parameters it takes over; not the norm and the activation that one of Detectron2 has, too.
@@ -69,7 +71,7 @@ class Float32Conv2d(nn.Conv2d):
         return type(layer) in (nn.Conv2d, Conv2d) and _is_slow(layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x.float(), *_wide(self)).to(x.dtype)
+        return self._conv_forward(x.float(), *_wide(self)).to(x.dtype) if _computes_here(x) else super().forward(x)
 
 
 def _is_slow(layer: nn.Module) -> bool:
@@ -77,6 +79,11 @@ def _is_slow(layer: nn.Module) -> bool:
         return False  # what others add to a layer would be lost
     weight = layer.weight
     return isinstance(weight, nn.Parameter) and weight.is_cpu and lacks_instructions(weight.dtype)
+
+
+def _computes_here(x: Tensor) -> bool:
+    """Not on other devices, nor in exported files, which are for other processors, too."""
+    return x.is_cpu and not is_exporting()
 
 
 def _wide(layer: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -22,18 +22,20 @@ __all__ = ["DeformAttn", "reference_points"]
 
 
 def _cached(function: Callable[[tuple[int, int], torch.device], Tensor]) -> Callable[..., Tensor]:
-    """Remembers the latest few tensors, but none of a trace or of a mode that makes other kinds of tensors."""
+    """Remembers the latest few tensors, but none of a trace, which is no real one."""
 
     @functools.lru_cache(maxsize=64)
-    def remembering(grid_size: tuple[int, int], device: torch.device) -> Tensor:
+    def remembering(grid_size: tuple[int, int], device: torch.device, mode: object) -> Tensor:
         # Cached across training and inference, so never an inference tensor.
         with torch.inference_mode(False), torch.no_grad():
             return function(grid_size, device)
 
     @functools.wraps(function)
     def call(grid_size: tuple[int, int], device: torch.device) -> Tensor:
-        real = not torch.compiler.is_compiling() and type(torch.empty(0)) is Tensor
-        return (remembering if real else function)(grid_size, device)
+        if torch.compiler.is_compiling():
+            return function(grid_size, device)
+        # Fake tensors are for their own mode alone.
+        return remembering(grid_size, device, getattr(torch.empty(0, device="cpu"), "fake_mode", None))
 
     return call
 

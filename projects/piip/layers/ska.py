@@ -35,6 +35,9 @@ def ska(x: Tensor, w: Tensor) -> Tensor:
     kept but ``x`` and ``w``. Under autocast both are cast to its dtype, so that the float32 result of a normalisation
     can be given as it is.
 
+    What is not finite may become NaN at the other side of the map, too, where the C++ kernels run on maps with channels
+    first.
+
     Args:
         x: features.
         w: weights of all pixels, of the dtype of ``x``, or float32 for ``x`` of half precision.

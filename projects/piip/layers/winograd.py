@@ -31,8 +31,8 @@ class WinogradConv2d(CPUConv2d):
 
     The maps are cut into tiles, tiles and kernels are transformed, multiplied and transformed back: 36 instead of 144
     multiplications for 16 outputs, and nearly all of them in large matrix products. The transformed kernels take four
-    times the memory of the kernels, beside these. They are no part of the state dict, are made anew when one is loaded,
-    and the kernels must not change in other ways.
+    times the memory of the kernels, beside these. They are no part of the state dict, and are made anew when one is
+    loaded and when the module moves or changes its type; the kernels must not change in other ways.
 
     Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (arXiv:1509.09308), Sec. 4, with the
     idea of Barabasz et al. (arXiv:1803.10986) for the points: fractions near one are rounded less.
@@ -61,17 +61,26 @@ class WinogradConv2d(CPUConv2d):
         return layer.kernel_size == (3, 3) and layer.stride == layer.padding == layer.dilation == (1, 1)
 
     def fits(self, x: Tensor) -> bool:
-        return _in_float32(x.dtype) and self.prepared.is_cpu and super().fits(x)
+        return _in_float32(x.dtype) and self.prepared is not None and super().fits(x)
 
     def product(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
         return _convolve(x.float(), self.weight.float(), self.prepared, bias).to(x.dtype)
 
     def _prepare(self) -> None:
-        kernel = torch.from_numpy(_transforms()[1]).to(self.weight.device)
-        columns = kernel @ self.weight.detach().double().permute(2, 3, 1, 0).flatten(0, 1).flatten(1)
+        self.prepared: Tensor | None = None
+        if not self.weight.is_cpu:
+            return
+        columns = torch.from_numpy(_transforms()[1]) @ self.weight.detach().double().permute(2, 3, 1, 0).flatten(
+            0, 1
+        ).flatten(1)
         # No buffer: it would go to GPUs and into exported files, where nothing uses it.
         self.prepared = columns.float().view(-1, self.in_channels, self.out_channels)
+
+    def _apply(self, *args: object, **kwargs: object) -> nn.Module:
+        super()._apply(*args, **kwargs)
+        self._prepare()
+        return self
 
     def _load_from_state_dict(self, *args: object) -> None:
         super()._load_from_state_dict(*args)

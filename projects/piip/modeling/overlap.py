@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def run_branches(function: Callable[..., BranchState], *arguments: Sequence, ove
             the hooks of distributed training would meet them on several streams; compiled and exported code knows none.
     """
     calls = list(zip(*arguments, strict=True))
-    device = next(_tensors(calls[0])).device
+    device = next(value.device for value in calls[0] if isinstance(value, Tensor | BranchState))
     if not overlap or torch.is_grad_enabled() or torch.compiler.is_compiling() or device.type not in ("cuda", "cpu"):
         return [function(*call) for call in calls]
     if device.type == "cpu":
@@ -33,31 +33,21 @@ def run_branches(function: Callable[..., BranchState], *arguments: Sequence, ove
     here = module.current_stream(device)
     # The last branch, the largest model, stays here, and is the last to be queued: all others are under way by then.
     streams = [_stream(device, k) for k in range(len(calls) - 1)]
+    # No memory is used again too early: inputs live until `here` waits for those who read them, and what a stream made
+    # becomes free for its next branch, which waits for `here` first.
     states = []
-    for stream, call in zip(streams, calls, strict=False):
-        stream.wait_stream(here)
-        with module.stream(stream):
-            states.append(function(*call))
-    states.append(function(*calls[-1]))
-    for stream, call, state in zip(streams, calls, states, strict=False):
-        here.wait_stream(stream)
-        if device.type != "cpu":
-            # Their memory must not be used again before the stream that they are not from has done with them.
-            for used, tensors in ((stream, _tensors(call)), (here, _tensors([state]))):
-                for tensor in tensors:
-                    tensor.record_stream(used)
+    try:
+        for stream, call in zip(streams, calls, strict=False):
+            stream.wait_stream(here)
+            with module.stream(stream):
+                states.append(function(*call))
+        states.append(function(*calls[-1]))
+    finally:
+        for stream in streams:
+            here.wait_stream(stream)
     return states
 
 
 @functools.cache
 def _stream(device: torch.device, index: int) -> torch.Stream:
     return torch.cuda.Stream(device) if device.type == "cuda" else torch.cpu.Stream()
-
-
-def _tensors(values: Sequence) -> Iterator[Tensor]:
-    """The tensors among values, and those of states."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, BranchState):
-            yield from (t for t in (value.tokens, value.prefix) if t is not None)

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from .choice import log_once
 
@@ -27,7 +28,10 @@ _BLOCK = 1024
 
 def missing() -> str | None:
     """Why this machine cannot run the kernels, or None."""
-    return None if torch.cuda.is_available() else "there is no CUDA device"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    # Tuples as arguments came with it.
+    return None if TorchVersion(triton.__version__) >= "3.3" else f"Triton {triton.__version__} is older than 3.3"
 
 
 def obstacle(value: Tensor, locations: Tensor, weights: Tensor, sizes: Sequence[int]) -> str | None:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
@@ -32,6 +33,11 @@ class BranchState:
     tokens: Tensor
     grid_size: tuple[int, int]
     prefix: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.tokens.device
 
     def replace(self, **changes: Any) -> BranchState:
         """A copy with other values for the given attributes."""
