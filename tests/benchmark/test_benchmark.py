@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from piip.benchmark import Row, Settings, append, compare, in_turns, read
+from piip.benchmark import Row, Settings, append, compare, in_turns, read, timing
 from piip.benchmark.floor import floor
 from piip.benchmark.timing import peak_memory, run_once
 from piip.errors import DataError
@@ -34,6 +35,27 @@ def test_what_takes_longer_than_a_turn_is_called_once_per_round() -> None:
     timing = in_turns({"long": lambda: calls.append(1)}, Settings(rounds=2, seconds=1e-6), {"long": 1e6})["long"]
     assert len(calls) == 4
     assert timing.median > 4e5
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_only_on_a_cpu_a_long_first_call_is_a_round(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fake_time(function: Callable[[], object], repeats: int, settings: Settings) -> float:
+        """The first call takes ten seconds, the others a millisecond each."""
+        before = len(calls)
+        for _ in range(repeats):
+            function()
+        return sum(1 if index else 10_000 for index in range(before, len(calls))) / repeats
+
+    monkeypatch.setattr(timing, "_time", fake_time)
+    settings = Settings(device, rounds=3, seconds=0.1).at_most(1)
+    result = in_turns({"compiles first": lambda: calls.append(1)}, settings)["compiles first"]
+    if device == "cpu":
+        assert (len(calls), result.median) == (1, 10_000)
+    else:
+        # Three calls are warm-up, four show how long they take; then three turns of 0.1 s.
+        assert (len(calls), result.median, result.minimum) == (3 + 4 + 3 * 100, 1, 1)
 
 
 def test_peak_memory_counts_what_is_alive_at_once() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.autograd.profiler import profile
 
-__all__ = ["Once", "Settings", "Timing", "in_turns", "peak_memory", "run_once"]
+__all__ = ["Once", "Settings", "Timing", "in_turns", "now", "peak_memory", "run_once"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Settings:
         return "process time" if torch.get_num_threads() == 1 else "wall clock"
 
     def at_most(self, rounds: int) -> Settings:
-        """The same with fewer rounds, for what takes long."""
-        return replace(self, rounds=min(self.rounds, rounds))
+        """The same with fewer rounds, for what takes long; on a GPU nothing does."""
+        return replace(self, rounds=min(self.rounds, rounds)) if self.device == "cpu" else self
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,24 @@ def in_turns(
 ) -> dict[str, Timing]:
     """Times functions against each other: all of them in every round, so that a disturbance meets all.
 
-    Where all take longer than a turn, there is no warm-up: their first calls are the first round.
+    Where all take longer than a turn, there is no warm-up: their first calls are the first round. Not so on a GPU,
+    where first calls compile kernels, choose algorithms and record graphs: they are never counted.
 
     Args:
         functions: what to call; the ratios are to the first one.
         settings: how long and where.
         first: milliseconds of the first calls, for those that the caller made.
     """
-    warm = dict(first or {})
-    warm |= {name: _time(function, 1, settings) for name, function in functions.items() if name not in warm}
     times: dict[str, list[float]] = {name: [] for name in functions}
-    if min(warm.values()) > 2000 * settings.seconds:
-        times = {name: [value] for name, value in warm.items()}
+    if settings.device == "cpu":
+        warm = dict(first or {})
+        warm |= {name: _time(function, 1, settings) for name, function in functions.items() if name not in warm}
+        if min(warm.values()) > 2000 * settings.seconds:
+            times = {name: [value] for name, value in warm.items()}
+    else:
+        for function in functions.values():
+            _time(function, 3, settings)
+        warm = {name: _time(function, 1, settings) for name, function in functions.items()}
     repeats = {name: _repeats(function, warm[name], settings) for name, function in functions.items()}
     while len(unit := next(iter(times.values()))) < settings.rounds:
         for name, function in functions.items():
@@ -110,11 +116,18 @@ def _time(function: Callable[[], object], repeats: int, settings: Settings) -> f
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / repeats
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    begin = clock()
+    begin = now(settings.device)
     for _ in range(repeats):
         function()
-    return (clock() - begin) * 1000 / repeats
+    return (now(settings.device) - begin) * 1000 / repeats
+
+
+def now(device: str) -> float:
+    """Seconds of the clock; on a GPU, after all that it was given to do."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def _summary(values: list[float], unit: list[float]) -> Timing:
@@ -126,12 +139,12 @@ def _summary(values: list[float], unit: list[float]) -> Timing:
 
 @dataclass(frozen=True)
 class Once:
-    """The first call of a function.
+    """The first call of a function, on a GPU the second one: the first one also takes what stays, such as workspaces.
 
     Attributes:
         result: what it returned.
         peak: most bytes of tensors that it had alive beside what there was before, its result included; of the CPU
-            with all that operators take for themselves from torch's allocator.
+            with all that operators take for themselves from torch's allocator, of a CUDA graph without what it keeps.
         ms: what it took.
     """
 
@@ -146,10 +159,11 @@ def peak_memory(function: Callable[[], object], device: str) -> int:
 
 
 def run_once(function: Callable[[], object], settings: Settings) -> Once:
-    """Calls a function once."""
+    """Calls a function once, on a GPU twice."""
     results = []
     call = partial(_time, lambda: results.append(function()), 1, settings)
     if settings.device == "cuda":
+        function()
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
