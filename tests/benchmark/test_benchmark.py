@@ -85,6 +85,17 @@ def test_operators_cannot_be_faster_than_the_floor() -> None:
     assert batch.share_of_floor == pytest.approx(1)
 
 
+def test_on_a_gpu_what_takes_longer_of_products_and_copies_is_the_floor() -> None:
+    rates = {"copy_gb_s": 4000, "bfloat16_gflops": 800_000, "float16_gflops": 400_000}
+    numbers = {"moved_mb": 160, "gmacs": 8.0}  # 40 us, 20 us
+    row = dataclasses.replace(ROW, ms=0.1, numbers=numbers, environment={"dtype": "bfloat16", **rates})
+    assert row.share_of_floor == pytest.approx(0.2)
+    on_gpu = {**row.environment, "clock": "CUDA events"}
+    assert dataclasses.replace(row, environment=on_gpu).share_of_floor == pytest.approx(0.4)
+    half = dataclasses.replace(row, environment={**on_gpu, "dtype": "float16"}, numbers={**numbers, "gmacs": 16.0})
+    assert half.share_of_floor == pytest.approx(0.8)
+
+
 def test_records_are_appended_and_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     append(path, [ROW])
@@ -110,5 +121,11 @@ def test_only_ratios_of_the_same_rows_are_compared() -> None:
     assert compare(copies[:1], copies[1:]) == ([], [])
     # The latest measurement of a row counts.
     assert compare([ROW, dataclasses.replace(ROW, ratio=3.6)], [slower]) == ([], [])
+    # What was measured beside others before, and is not now, unless it takes an option.
+    more = [first, ROW, *(dataclasses.replace(ROW, name=name) for name in ("ours", "ours, compiled"))]
+    assert compare([*more, dataclasses.replace(ROW, case="other")], more[:2]) == (
+        ["a case, ours: 4.00x -> not there"],
+        [],
+    )
     with pytest.raises(DataError, match="none of their rows in common"):
         compare([ROW], [dataclasses.replace(slower, environment={"dtype": "bfloat16"})])

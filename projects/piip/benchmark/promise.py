@@ -57,11 +57,14 @@ def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
 def promise_table(rows: Sequence[Row]) -> str:
     """The section of the page; empty without such rows of published models."""
     table = []
-    for pair in comparisons(rows):
+    pairs = list(comparisons(rows))
+    several = len({pair.piip.key[3:] for pair in pairs}) > 1
+    for pair in pairs:
         one, other = pair.published
         if not (one and other):
             continue
-        dtype = pair.piip.environment.get("dtype", "float32")
+        about = pair.piip.environment
+        where = f" ({about.get('device')}, {about.get('dtype')})" if several else ""
         ratios = {
             "published": float(one["flops_G"]) / float(other["flops_G"]),
             "GMACs": pair.piip.numbers["gmacs"] / pair.vit.numbers["gmacs"],
@@ -70,8 +73,7 @@ def promise_table(rows: Sequence[Row]) -> str:
         }
         table.append(
             {
-                "": f"{pair.piip.case.split(' beside ')[0]} / {pair.vit.name.split(',')[0]}"
-                + (f", {dtype}" if dtype != "float32" else ""),
+                "": f"{pair.piip.case.split(' beside ')[0]} / {pair.vit.name.split(',')[0]}{where}",
                 "AP": f"{one['box_AP']} / {other['box_AP']}",
                 **{name: f"{ratio:.0%}" for name, ratio in ratios.items()},
             }

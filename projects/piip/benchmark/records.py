@@ -15,6 +15,7 @@ import timm
 import torch
 
 from ..errors import DataError
+from ..layers.kernels.choice import OPERATORS, in_use
 from .floor import floor
 from .timing import Settings
 
@@ -51,14 +52,19 @@ class Row:
 
     @property
     def share_of_floor(self) -> float | None:
-        """How near the time is to what the machine's matrix products would take at best; None where unknown.
+        """How near the time is to what the machine would take at best; None where unknown.
 
-        Of networks whose multiply-adds were counted, and of operators.
+        At best the counted multiply-adds run at the rate of its matrix products, and on a GPU the bytes that have to
+        be moved at the rate of its copies, whichever takes longer. A CPU's caches hold those.
         """
-        rate, work = self.environment.get(f"{self.environment.get('dtype')}_gflops"), self.numbers.get("gmacs")
-        if not (rate and work and self.ms):
+        e, numbers, shares = self.environment, self.numbers, []
+        if not self.ms:
             return None
-        return 2 * work * self.numbers.get("images_per_s", 1000 / self.ms) / rate
+        if (rate := e.get(f"{e.get('dtype')}_gflops")) and numbers.get("gmacs"):
+            shares.append(2 * numbers["gmacs"] * numbers.get("images_per_s", 1000 / self.ms) / rate)
+        if (rate := e.get("copy_gb_s")) and "moved_mb" in numbers and e.get("clock") == "CUDA events":
+            shares.append(numbers["moved_mb"] / self.ms / rate)
+        return max(shares, default=None)
 
 
 def environment(settings: Settings) -> dict[str, Any]:
@@ -74,7 +80,9 @@ def environment(settings: Settings) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
         "timm": timm.__version__,
+        "kernels": {operator: in_use(operator, settings.device) for operator in OPERATORS},
         "tf32": torch.backends.cuda.matmul.allow_tf32 if cuda else None,
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32 if cuda else None,
         **floor(settings.device, threads),
     }
 
@@ -122,7 +130,8 @@ def compare(old: Iterable[Row], new: Iterable[Row], tolerance: float = 0.1) -> t
         tolerance: share of the ratio.
 
     Returns:
-        what became slower, and what became faster, in words.
+        what became slower or is no longer there beside others of its case (compiled rows may be left out), and what
+        became faster, in words.
 
     Raises:
         DataError: when the two have no row in common.
@@ -132,7 +141,13 @@ def compare(old: Iterable[Row], new: Iterable[Row], tolerance: float = 0.1) -> t
     if not common:
         raise DataError("the two have none of their rows in common at one device, dtype and number of threads.")
     spreads = _spreads(before), _spreads(now)
-    moved: tuple[list[str], list[str]] = [], []
+    measured = {_case(row) for row in now.values()}
+    gone = [
+        f"{row.case}, {row.name}: {row.ratio:.2f}x -> not there"
+        for key, row in before.items()
+        if key not in now and _case(row) in measured and not row.name.endswith("compiled")
+    ]
+    moved: tuple[list[str], list[str]] = gone, []
     for key in common:
         past, present = before[key].ratio, now[key].ratio
         factor = 1 + max(tolerance, *(spread[key] for spread in spreads))
@@ -141,7 +156,12 @@ def compare(old: Iterable[Row], new: Iterable[Row], tolerance: float = 0.1) -> t
     return moved
 
 
+def _case(row: Row) -> tuple[str, ...]:
+    """What rows that ran in turns have in common."""
+    return *row.key[:2], *row.key[3:]
+
+
 def _spreads(rows: Mapping[tuple[str, ...], Row]) -> dict[tuple[str, ...], float]:
     """By how much of itself the ratio of a row varies: both times of it do."""
-    cases = grouped(rows.values(), lambda row: (*row.key[:2], *row.key[3:]))
+    cases = grouped(rows.values(), _case)
     return {row.key: row.spread + case[0].spread for case in cases.values() for row in case}

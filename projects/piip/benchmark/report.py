@@ -163,12 +163,13 @@ def _machines(rows: Sequence[Row]) -> str:
     machines = {}
     for row in rows:
         e = row.environment
-        key = e.get("device"), e.get("processor"), e.get("threads"), e.get("date")
+        key = e.get("device"), e.get("processor"), e.get("threads"), e.get("date"), str(e.get("kernels"))
         machines[key] = {
             "machine": e.get("processor") or e.get("device"),
             "threads": e.get("threads"),
             "date": e.get("date"),
             "torch": e.get("torch"),
+            "kernels": ", ".join(sorted(set(e.get("kernels", {}).values()))),
             "copy GB/s": _rounded(e.get("copy_gb_s")),
             "float32 GFLOP/s": _rounded(e.get("float32_gflops")),
             "bfloat16 GFLOP/s": _rounded(e.get("bfloat16_gflops")),
