@@ -90,18 +90,28 @@ def _measure(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} {getattr(args, name)}: give at least 1.")
     torch.set_num_threads(args.threads)
+    # float32 means float32: TensorFloat-32 keeps 10 bits of it, too few for the comparison of outputs.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     settings = Settings(args.device, DTYPES[args.dtype], args.rounds, args.seconds, args.compile)
     old = read(args.compare) if args.compare else []
 
     rows: list[Row] = []
+    failed = False
     suites = list(SUITES) if args.command == "all" else [args.command]
     for case in tqdm(cases(suites, args.quick, args.only or []), unit="case", disable=None):
-        measured = case.measure(settings)
+        try:
+            measured = case.measure(settings)
+        except (ArithmeticError, RuntimeError) as error:  # such as a wrong output, or too little memory
+            tqdm.write(f"{case.name} failed: {type(error).__name__}: {error}", file=sys.stderr)
+            failed = True
+            continue
         tqdm.write(_as_text(measured) + "\n")
         rows += measured
         if args.output:
             append(args.output, measured)
-    return _compare(args.compare, old, rows) if args.compare else 0
+    if args.compare and (rows or not failed):
+        failed = bool(_compare(args.compare, old, rows)) or failed
+    return int(failed)
 
 
 def _compare(name: str, old: list[Row], new: list[Row]) -> int:

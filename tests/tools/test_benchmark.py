@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from piip.benchmark import Row, append
+from piip.benchmark import Row, append, read
 from piip.errors import ConfigError, DataError
+from piip.layers.kernels import ska_eager
 
 SMALLEST = ["ops", "--only", "7x7 C256", "--only", "B1 forward", "--rounds", "3", "--seconds", "0.005"]
 
@@ -24,6 +25,8 @@ def tool(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     threads = torch.get_num_threads()
+    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        monkeypatch.setattr(backend, "allow_tf32", True)
 
     def run(*args: object) -> int:
         monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, args)])
@@ -46,6 +49,9 @@ def test_measures_records_and_finds_what_became_slower(
     assert all(row["ms"] >= row["min_ms"] > 0 for row in rows)
     assert all(row["numbers"]["error"] < 1e-5 for row in forward if row["name"] != "copy of x")
     assert {row["environment"]["clock"] for row in rows} == {"process time"}
+    # float32 is measured as such, also on a GPU.
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
 
     # An earlier measurement in which plain PyTorch was a thousand times as fast.
     old = tmp_path / "old.jsonl"
@@ -72,6 +78,28 @@ def test_two_files_are_compared_and_reported(
     assert "slower than in" in capsys.readouterr().err
     assert tool("report", *files, "--page", tmp_path / "speed.md") == 0
     assert "| a way | 3.00 " in (tmp_path / "speed.md").read_text()
+
+
+def test_a_case_that_fails_is_told_and_the_others_are_measured(
+    tool: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = ska_eager.forward
+
+    def too_large(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] == 256:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+        return forward(x, w)
+
+    monkeypatch.setattr(ska_eager, "forward", too_large)
+    output = tmp_path / "rows.jsonl"
+    assert tool("ops", "--only", "7x7", "--only", "B1 forward", "--seconds", "0.001", "--output", output) == 1
+    err = capsys.readouterr().err
+    assert "SKA 7x7 C256 B1 forward failed: OutOfMemoryError: CUDA out of memory." in err
+    cases = {row.case for row in read(output)}
+    assert {"SKA 7x7 C320 B1 forward", "SKA 7x7 C384 B1 forward"} <= cases
+    assert "SKA 7x7 C256 B1 forward" not in cases
+    # Where nothing was measured, nothing is compared.
+    assert tool("ops", "--only", "7x7 C256 B1 forward", "--compare", output) == 1
 
 
 def test_bad_numbers_are_refused(tool: Callable[..., int]) -> None:

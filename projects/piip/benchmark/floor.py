@@ -23,20 +23,23 @@ def floor(device: str, threads: int) -> dict[str, float]:
         threads: of the CPU, for which the answer holds.
 
     Returns:
-        ``copy_gb_s``: billions of bytes read and written per second in a copy; ``float32_gflops`` and
-        ``bfloat16_gflops``: billions of operations per second, two per multiply-add, in a product of square matrices.
+        ``copy_gb_s``: billions of bytes read and written per second in a copy; ``float32_gflops``,
+        ``bfloat16_gflops`` and on a GPU ``float16_gflops``: billions of operations per second, two per multiply-add, in
+        a product of square matrices.
     """
     side = _MATRIX[device]
     source = torch.ones(_COPIED[device] // 4, device=device)
     target = torch.zeros_like(source)
     ways = {"copy": lambda: target.copy_(source)}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.randn(side, side, device=device).to(dtype)
-        ways[str(dtype)] = lambda matrix=matrix: matrix @ matrix
+    names = ["float32", "bfloat16"]
+    if device == "cuda":
+        names.append("float16")  # for which some CPUs take seconds
+    for name in names:
+        matrix = torch.randn(side, side, device=device).to(getattr(torch, name))
+        ways[name] = lambda matrix=matrix: matrix @ matrix
     with torch.inference_mode():
         times = {name: t.minimum / 1000 for name, t in in_turns(ways, Settings(device, rounds=5, seconds=0.05)).items()}
     return {
         "copy_gb_s": 2 * source.nbytes / times["copy"] / 1e9,
-        "float32_gflops": 2 * side**3 / times["torch.float32"] / 1e9,
-        "bfloat16_gflops": 2 * side**3 / times["torch.bfloat16"] / 1e9,
+        **{f"{name}_gflops": 2 * side**3 / times[name] / 1e9 for name in names},
     }
