@@ -2,6 +2,7 @@
 
 from .attention import grid_attention
 from .cpu_conv import PointwiseConv2d
+from .cpu_half import Float32Conv2d, Float32Linear
 from .deform_attn import DeformAttn
 from .ms_deform_attn import MSDeformAttn
 from .sampling import deform_attn, deform_attn_reference
@@ -11,6 +12,8 @@ from .winograd import WinogradConv2d
 
 __all__ = [
     "DeformAttn",
+    "Float32Conv2d",
+    "Float32Linear",
     "MSDeformAttn",
     "PointwiseConv2d",
     "WinogradConv2d",
