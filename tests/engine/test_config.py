@@ -160,6 +160,16 @@ def test_values_that_cannot_work(write_config, override: str, part: str) -> None
     assert part in str(caught.value)
 
 
+def test_a_packaged_config_is_ones_own() -> None:
+    name = "quickstart/mask_rcnn_piip_digits"
+    changed = load_config(name, ["train.seed=5", "+model.extra=1"])
+    changed.model.roi_heads.num_classes = 3
+    fresh = load_config(name)
+    assert "extra" not in fresh.model
+    assert fresh.train.seed != 5
+    assert fresh.model == LazyConfig.load(find_config(name)).model
+
+
 def test_config_files_are_found_by_path_and_name() -> None:
     assert find_config(TINY) == TINY
     assert find_config("common/train").endswith("configs/common/train.py")

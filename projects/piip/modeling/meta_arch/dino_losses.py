@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
@@ -84,6 +83,10 @@ class DINOCriterion(nn.Module):
         Shape:
             logits (layers, B, Q, classes), boxes (layers, B, Q, 4)
         """
+        from scipy.optimize import (
+            linear_sum_assignment,
+        )  # half a second that only its training needs
+
         costs = [self._cost(logits[:, i], boxes[:, i], target) for i, target in enumerate(targets)]
         costs = torch.cat(costs, dim=-1).cpu()  # (layers, Q, all objects); one copy, since each waits for the GPU
         if not costs.isfinite().all():
