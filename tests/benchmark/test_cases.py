@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
 from piip.analysis import build_on_meta
-from piip.benchmark import Row, Settings, backbones, forms, pyramids
+from piip.benchmark import Row, Settings, backbones, forms, pyramids, training
 from piip.benchmark.attention import AttentionCase
 from piip.benchmark.backbones import BackboneCase
 from piip.benchmark.data_loading import DataCase
@@ -85,6 +85,22 @@ def test_training_step(model: str) -> None:
         assert rows["ours, recomputed"].numbers["saved_mb"] < rows["ours"].numbers["saved_mb"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_steps_with_a_wrong_gradient_are_not_timed(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def negated(aggregate: Callable[..., torch.Tensor], model: torch.nn.Module) -> torch.nn.Module:
+        """Its losses and sizes of gradients are right; in half precision it takes more than one small parameter."""
+        model = backbones.with_aggregation(aggregate, model)
+        for parameter in list(model.parameters())[: 1 if dtype == torch.float32 else None]:
+            parameter.register_hook(lambda grad: -grad)
+        return model
+
+    monkeypatch.setattr(training, "with_aggregation", negated)
+    with pytest.raises(ArithmeticError, match=r"LSNet-B 64 B1 .*, ours: loss or gradients differ by 2\.0e\+00"):
+        TrainingCase("LSNet-B", (64,), 1).measure(dataclasses.replace(ONCE, dtype=dtype))
+
+
 def test_activations_of_single_parts_are_recomputed() -> None:
     rows = by_name(TrainingCase("PIIP-XX", (128, 64), 1, parts=True).measure(ONCE))
     saved = {name: row.numbers["saved_mb"] for name, row in rows.items()}
@@ -96,17 +112,19 @@ def test_activations_of_single_parts_are_recomputed() -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("training", [False, True])
-def test_detector(training: bool) -> None:
+def test_detector(training: bool, dtype: torch.dtype) -> None:
     case = DetectorCase("Mask R-CNN", (("quickstart/mask_rcnn_lsnet_digits.py", (128, 128)),), training)
-    (row,) = case.measure(ONCE)
+    (row,) = case.measure(dataclasses.replace(ONCE, dtype=dtype))
+    assert row.environment["dtype"] == str(dtype).removeprefix("torch.")
     assert 0 < row.numbers["backbone_share"] < 1
     assert row.numbers["images_per_s"] == pytest.approx(1000 / row.ms)
 
 
 @pytest.mark.parametrize("kind", ["Mask R-CNN", "RetinaNet"])
 def test_detectron2s_detectors(kind: str) -> None:
-    (row,) = DetectorCase(kind, (("R50-FPN", (64, 64)),)).measure(ONCE)
+    (row,) = DetectorCase(kind, (("R50-FPN", (64, 64)),)).measure(dataclasses.replace(ONCE, dtype=torch.bfloat16))
     assert (row.case, row.name) == (f"{kind} inference at 64x64", "R50-FPN at 64x64")
     assert 0 < row.numbers["backbone_share"] < 1
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from detectron2 import model_zoo
 from detectron2.config import instantiate
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-from torch import nn
+from torch import Tensor, nn
 
 from ..model_zoo import get_config
 from .records import Row, environment
-from .timing import Settings, in_turns, run_once
+from .timing import Settings, in_turns, now, run_once
 
 __all__ = ["CASES", "DetectorCase"]
 
@@ -49,21 +50,29 @@ class DetectorCase:
         return False
 
     def measure(self, settings: Settings) -> list[Row]:
-        """A row per detector, with the backbone's share of the time (in training: of the forward pass)."""
-        ways, numbers, clocks, first = {}, {}, {}, {}
+        """A row per detector, with the backbone's share of the first call (in training: of its forward pass).
+
+        Half precision is autocast's, as in our trainings and predictors: some of Detectron2's operators need float32.
+
+        Raises:
+            ArithmeticError: when a detector finds nothing, or its loss is no number.
+        """
+        ways, numbers, first = {}, {}, {}
         for config, size in self.models:
             torch.manual_seed(0)
             name = f"{config.removesuffix('.py')} at {size[0]}x{size[1]}"
-            model = _build(config, self.kind).to(settings.device, settings.dtype).train(self.training)
-            ways[name], clocks[name] = _run(model, size, settings), _Clock(model)
-            once = run_once(ways[name], settings)
+            model = _build(config, self.kind).to(settings.device).train(self.training)
+            ways[name] = _run(model, size, settings)
+            with _clocks(model, settings.device) as spent:
+                once = run_once(ways[name], settings)
             _check_answers(name, once.result, self.training)
-            numbers[name], first[name] = {"peak_mb": once.peak / 1e6}, once.ms
+            share = spent["backbone"] / spent["whole"]
+            numbers[name], first[name] = {"backbone_share": share, "peak_mb": once.peak / 1e6}, once.ms
         turns = in_turns(ways, settings.at_most(self.rounds), first)
         about = environment(settings)
         rows = []
         for name, turn in turns.items():
-            more = {"images_per_s": 1000 / turn.median, "backbone_share": clocks[name].share, **numbers[name]}
+            more = {"images_per_s": 1000 / turn.median, **numbers[name]}
             rows.append(Row("detector", self.name, name, *turn.values, more, about))
         return rows
 
@@ -95,7 +104,7 @@ def _build(config: str, kind: str) -> nn.Module:
     return model
 
 
-def _run(model: nn.Module, size: tuple[int, int], settings: Settings) -> Callable[[], float | Instances]:
+def _run(model: nn.Module, size: tuple[int, int], settings: Settings) -> Callable[[], Tensor | Instances]:
     """What is timed: answers to an image, or the losses and gradients of one with random boxes and masks."""
     # Without training nearly nothing is detected: one class is made likely, so that what follows has work.
     scores = model.roi_heads.box_predictor.cls_score if hasattr(model, "roi_heads") else model.head.cls_score
@@ -103,8 +112,15 @@ def _run(model: nn.Module, size: tuple[int, int], settings: Settings) -> Callabl
         scores.bias[:1] += 5
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, device=settings.device)
     given = [{"image": image, "height": size[0], "width": size[1]}]
+    autocast = partial(torch.autocast, settings.device, settings.dtype, enabled=settings.dtype != torch.float32)
     if not model.training:
-        return lambda: _no_grad(model, given)
+
+        @torch.no_grad()
+        def infer() -> Instances:
+            with autocast():
+                return model(given)[0]["instances"]
+
+        return infer
     corner = torch.rand(_OBJECTS, 2) * 0.6
     boxes = torch.cat([corner, corner + 0.1 + 0.3 * torch.rand(_OBJECTS, 2)], 1) * torch.tensor(size[::-1]).repeat(2)
     masks = torch.zeros(_OBJECTS, *size, dtype=torch.bool)
@@ -113,44 +129,39 @@ def _run(model: nn.Module, size: tuple[int, int], settings: Settings) -> Callabl
     truth = Instances(size, gt_boxes=Boxes(boxes), gt_classes=torch.arange(_OBJECTS), gt_masks=BitMasks(masks))
     given[0]["instances"] = truth
 
-    def step() -> float:
+    def step() -> Tensor:
         model.zero_grad(set_to_none=True)
-        with EventStorage():  # of the heads' own statistics
+        with EventStorage(), autocast():  # the storage is for the heads' own statistics
             loss = sum(model(given).values())
         loss.backward()
-        return loss.item()
+        return loss.detach()
 
     return step
 
 
-@torch.no_grad()
-def _no_grad(model: nn.Module, given: list[dict]) -> Instances:
-    return model(given)[0]["instances"]
-
-
-def _check_answers(name: str, result: float | Instances, training: bool) -> None:
+def _check_answers(name: str, result: Tensor | Instances, training: bool) -> None:
     good = 0 < result < 1e4 if training else len(result) > 0
     if not good:
         raise ArithmeticError(f"{name}: answers {result}; its time means nothing.")
 
 
-class _Clock:
-    """Follows how much of the time of a model's calls its backbone takes."""
+@contextmanager
+def _clocks(model: nn.Module, device: str) -> Iterator[dict[str, float]]:
+    """Seconds that the model's latest call took, and its backbone's part of it.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.whole: list[float] = []
-        self.backbone: list[float] = []
-        for module, spent in ((model, self.whole), (model.backbone, self.backbone)):
-            module.register_forward_pre_hook(lambda *_, spent=spent: spent.append(-_now()))
-            module.register_forward_hook(lambda *_, spent=spent: spent.append(_now()))
+    Not where calls are timed, since clocks wait for a GPU.
+    """
+    spent: dict[str, float] = {}
+    hooks = []
+    for name, module in (("whole", model), ("backbone", model.backbone)):
 
-    @property
-    def share(self) -> float:
-        return sum(self.backbone) / sum(self.whole)
+        def start(*_: object, name: str = name) -> None:
+            spent[name] = -now(device)
 
+        def stop(*_: object, name: str = name) -> None:
+            spent[name] += now(device)
 
-def _now() -> float:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+        hooks += [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]
+    yield spent
+    for hook in hooks:
+        hook.remove()

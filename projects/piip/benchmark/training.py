@@ -130,7 +130,7 @@ def _step(model: nn.Module, image: Tensor) -> Callable[[], Tensor]:
 
 
 def _check(name: str, result: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """Compares loss and gradients, each by itself; in half precision, whose small gradients are rounding, all at once."""
+    """Compares loss and gradients, each by itself; in half precision, where small ones are rounding, all at once."""
     apart = torch.stack([(a - b).double().norm() for a, b in zip(result, expected, strict=True)])
     size = torch.stack([b.double().norm() for b in expected])
     tolerance = 1e-3
