@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from piip.benchmark import Row
-from piip.benchmark.goals import GOALS, Goal, goals_table
+from piip.benchmark.goals import GOALS, GPU_GOALS, Goal, goals_table
 from piip.benchmark.memory import images_that_fit
 from piip.benchmark.report import markdown, write_report
 from piip.benchmark.suites import cases
@@ -74,13 +74,29 @@ def test_goals_tell_the_case_furthest_from_them() -> None:
     assert memory.reached(0.1)
     assert not memory.reached(0.6)
     assert "products in\nbfloat16 run at 0.25 times the rate" in goals_table(rows)
-    assert goals_table([dataclasses.replace(r, environment=GPU) for r in rows]) == ""
+
+
+def test_goals_of_a_gpu() -> None:
+    rows = [
+        row("ops", "SKA 7x7 C384 B256 forward", "unfold", 0.2, 1),
+        row("ops", "SKA 7x7 C384 B256 forward", "triton", 0.01, 20),
+        row("backbones", "PIIP-TSB 1568/1120/672 B8 beside ViT-B 1024", "ours, fused", 50, 3),
+        row("backbones", "PIIP-TSB 1568/1120/672 B8 beside ViT-B 1024", "ours, fused, CUDA graphs", 40, 4),
+        row("backbones", "lsnet_t 224x224 B256 inference", "kernels, fused", 2, 2, images_per_s=128_000),
+    ]
+    rows = [dataclasses.replace(r, environment={**GPU, "dtype": "bfloat16"}) for r in rows]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in goals_table(rows).splitlines()]
+    assert ["SKA's kernels / unfolding, B256", ">= 10 times as fast", "", "20.00", "yes"] in lines
+    assert ["the same, B8", "<= 42 ms", "<= 33", "40.00", "yes"] in lines
+    assert ["LSNet-T, B256", ">= 130,000 images/s", ">= 211,000", "128,000", "no"] in lines
+    assert goals_table([dataclasses.replace(r, environment={**GPU, "dtype": "float16"}) for r in rows]) == ""
 
 
 def test_goals_are_about_cases_that_there_are() -> None:
-    names = [case.name for case in cases(["ops", "backbones"])]
-    for goal in GOALS:
-        assert any(re.fullmatch(goal.cases, name) for name in names), goal.what
+    for device, goals in (("cpu", GOALS), ("cuda", GPU_GOALS)):
+        names = [case.name for case in cases(["ops", "backbones"], device=device)]
+        for goal in goals:
+            assert any(re.fullmatch(goal.cases, name) for name in names), goal.what
 
 
 def test_only_a_gpus_times_and_rates_are_told() -> None:

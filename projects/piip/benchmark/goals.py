@@ -1,16 +1,16 @@
-"""What we want to reach on a CPU, beside what was measured."""
+"""What we want to reach, beside what was measured."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from tabulate import tabulate
 
 from .records import Row, grouped
 
-__all__ = ["GOALS", "Goal", "goals_table"]
+__all__ = ["GOALS", "GPU_GOALS", "Goal", "goals_table"]
 
 _TEXT = """\
 ## Goals
@@ -19,20 +19,28 @@ For one thread of a CPU, in float32 where nothing else is said. "times as fast":
 fastest of the others; "of the time" and "of the memory": what ours takes beside what the others take. Of several cases
 the one furthest from the goal is told.
 """
+_GPU_TEXT = """\
+## Goals on a GPU
+
+For an H200 in bfloat16; other GPUs differ in all but the ratios. The floor is what the machine's rates of copying and
+of matrix products, measured in the same run, allow.
+"""
 _SPEED, _TIME, _MEMORY = "times as fast", "of the time", "of the memory"
+_MS, _RATE, _FLOOR = "ms", "images/s", "of the floor"
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A ratio of two ways to compute the same.
+    """A ratio of two ways to compute the same, or a number of one way.
 
     Attributes:
         what: in words.
         cases: pattern of the names of the cases.
-        ours, others: patterns of the names of the rows.
-        must: what the ratio must reach: speed at least, time and memory at most.
-        hoped: what it should; None where that is no more.
-        kind: ``"times as fast"``, ``"of the time"`` or ``"of the memory"``.
+        ours, others: patterns of the names of the rows; "" for no others.
+        must: what must be reached: of speeds and shares of a floor at least, of time and memory at most.
+        hoped: what should be; None where that is no more.
+        kind: a ratio: ``"times as fast"``, ``"of the time"`` or ``"of the memory"``; a number: ``"ms"``, ``"images/s"``
+            or ``"of the floor"``.
         dtype: of the rows.
     """
 
@@ -45,21 +53,27 @@ class Goal:
     kind: str = _SPEED
     dtype: str = "float32"
 
+    @property
+    def sign(self) -> str:
+        """``">="`` where more is better, else ``"<="``."""
+        return ">=" if self.kind in (_SPEED, _RATE, _FLOOR) else "<="
+
     def measured(self, rows: Sequence[Row]) -> float | None:
-        """The ratio of the case that is furthest from the goal; None without rows of both."""
-        ratios = list(self._ratios(rows))
-        return (min if self.kind == _SPEED else max)(ratios, default=None)
+        """The value of the case that is furthest from the goal; None without the rows for it."""
+        return (min if self.sign == ">=" else max)(self._values(rows), default=None)
 
     def reached(self, value: float) -> bool:
-        """Whether a ratio is as good as it must be."""
-        return value >= self.must if self.kind == _SPEED else value <= self.must
+        """Whether a value is as good as it must be."""
+        return value >= self.must if self.sign == ">=" else value <= self.must
 
-    def _ratios(self, rows: Sequence[Row]) -> Iterator[float]:
+    def _values(self, rows: Sequence[Row]) -> Iterator[float]:
         rows = [row for row in rows if row.environment.get("dtype") == self.dtype]
         for case, group in grouped(rows, lambda row: row.case).items():
             if not re.fullmatch(self.cases, case):
                 continue
             ours, others = ([r for r in group if re.fullmatch(way, r.name)] for way in (self.ours, self.others))
+            if self.kind in _NUMBERS and ours:
+                yield (max if self.sign == ">=" else min)(_NUMBERS[self.kind](row) for row in ours)
             if not (ours and others):
                 continue
             if self.kind == _MEMORY:
@@ -69,6 +83,12 @@ class Goal:
             speed = max(r.ratio for r in ours) / max(r.ratio for r in others)
             yield speed if self.kind == _SPEED else 1 / speed
 
+
+_NUMBERS: dict[str, Callable[[Row], float]] = {
+    _MS: lambda row: row.ms,
+    _RATE: lambda row: row.numbers["images_per_s"],
+    _FLOOR: lambda row: row.share_of_floor or 0.0,
+}
 
 _PLAIN, _KERNELS = "eager.*", "(?!eager|unfold|grid_sample|copy).*"
 _SKA, _DEFORM = r"SKA {} C\d+ {} {}", "deformable attention .* {} {}"
@@ -119,33 +139,67 @@ GOALS = [
 ]
 
 
+_SBL = "PIIP-SBL 1568/896/672{} beside ViT-L 1024"
+_TSB_B8 = _TSB.replace(" beside", " B8 beside")
+GPU_GOALS = [
+    replace(goal, dtype="bfloat16")
+    for goal in [
+        Goal("SKA's kernels / unfolding, B256", _SKA.format(r"\d+x\d+", "B256", _FORWARD), _KERNELS, "unfold", 10),
+        *(
+            Goal(f"the same, {cells} cells", _SKA.format(cells, "B256", _FORWARD), _KERNELS, "", must, hoped, _FLOOR)
+            for cells, must, hoped in (("28x28", 0.6, 0.8), ("14x14", 0.5, 0.7), ("7x7", 0.4, 0.6))
+        ),
+        Goal("SKA with gradients, 28x28 cells", _SKA.format("28x28", "B256", _BOTH), _KERNELS, "", 0.5, 0.7, _FLOOR),
+        Goal(
+            "deformable attention, kernels / grid_sample",
+            _DEFORM.format(r"D\d+", _FORWARD),
+            _KERNELS,
+            "grid_sample",
+            4,
+        ),
+        Goal("PIIP-TSB 1568 / published form", _TSB, "ours, fused.*", "published form", 3),
+        Goal("the same, B8", _TSB_B8, "ours, fused.*", "published form", 1.8),
+        Goal("PIIP-TSB 1568", _TSB, "ours, fused.*", "", 6, 4.5, _MS),
+        Goal("the same, B8", _TSB_B8, "ours, fused.*", "", 42, 33, _MS),
+        Goal("PIIP-SBL 1568", _SBL.format(""), "ours, fused.*", "", 13, 10, _MS),
+        Goal("the same, B8", _SBL.format(" B8"), "ours, fused.*", "", 90, 75, _MS),
+        Goal("PIIP-TSB 1568 / ViT-B 1024", _TSB, "ours, fused.*", "ViT-B.*", 2.2, 1.9, _TIME),
+        *(
+            Goal(f"LSNet-{size.upper()}, B256", _LSNET.format(size, "B256"), "kernels, fused.*", "", must, hoped, _RATE)
+            for size, must, hoped in (("t", 130e3, 211e3), ("s", 100e3, 151e3), ("b", 55e3, 75e3))
+        ),
+    ]
+]
+
+
 def goals_table(rows: Sequence[Row]) -> str:
-    """The section of the page; empty without rows to which a goal applies."""
-    wanted = {"threads": 1, "clock": "process time"}
-    rows = [row for row in rows if all(row.environment.get(name) == value for name, value in wanted.items())]
-    table = []
-    for goal in GOALS:
-        value = goal.measured(rows)
-        if value is None:
-            continue
-        sign = ">=" if goal.kind == _SPEED else "<="
-        table.append(
-            {
-                "": goal.what,
-                "goal": f"{sign} {goal.must:g} {goal.kind}",
-                "hoped for": "" if goal.hoped is None else f"{sign} {goal.hoped:g}",
-                "measured": f"{value:.2f}",
-                "reached": "yes" if goal.reached(value) else "no",
-            }
-        )
-    if not table:
-        return ""
-    text = f"{_TEXT}\n{tabulate(table, headers='keys', tablefmt='github', disable_numparse=True)}\n"
-    rates = rows[0].environment
-    if rates["bfloat16_gflops"] < rates["float32_gflops"]:
+    """The sections of the page, for the CPU and for GPUs; empty without rows to which a goal applies."""
+    on_cpu = [r for r in rows if (r.environment.get("threads"), r.environment.get("clock")) == (1, "process time")]
+    on_gpu = [row for row in rows if row.environment.get("clock") == "CUDA events"]
+    text = _section(_TEXT, GOALS, on_cpu)
+    rates = on_cpu[0].environment if text else {}
+    if text and rates["bfloat16_gflops"] < rates["float32_gflops"]:
         text += (
             "\nThat bfloat16 be 2.5 times as fast as float32 cannot be shown on this machine: its matrix products in\n"
             f"bfloat16 run at {rates['bfloat16_gflops'] / rates['float32_gflops']:.2f} times the rate of those in "
-            "float32. `fuse`\nmultiplies in float32 there, which the published form does not.\n"
+            "float32. There `fuse` multiplies in float32,\nwhich the published form does not.\n"
         )
-    return text
+    return "\n".join(section for section in (text, _section(_GPU_TEXT, GPU_GOALS, on_gpu)) if section)
+
+
+def _section(text: str, goals: Sequence[Goal], rows: Sequence[Row]) -> str:
+    table = []
+    for goal in goals:
+        value = goal.measured(rows)
+        if value is None:
+            continue
+        table.append(
+            {
+                "": goal.what,
+                "goal": f"{goal.sign} {goal.must:,g} {goal.kind}",
+                "hoped for": "" if goal.hoped is None else f"{goal.sign} {goal.hoped:,g}",
+                "measured": f"{value:,.2f}" if value < 1000 else f"{value:,.0f}",
+                "reached": "yes" if goal.reached(value) else "no",
+            }
+        )
+    return f"{text}\n{tabulate(table, headers='keys', tablefmt='github', disable_numparse=True)}\n" if table else ""
