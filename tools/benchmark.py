@@ -98,7 +98,7 @@ def _measure(args: argparse.Namespace) -> int:
     rows: list[Row] = []
     failed = False
     suites = list(SUITES) if args.command == "all" else [args.command]
-    for case in tqdm(cases(suites, args.quick, args.only or []), unit="case", disable=None):
+    for case in tqdm(cases(suites, args.quick, args.only or [], args.device), unit="case", disable=None):
         try:
             measured = case.measure(settings)
         except (ArithmeticError, RuntimeError) as error:  # such as a wrong output, or too little memory

@@ -15,7 +15,7 @@ from ..layers import deform_attn_reference, ska_reference
 from ..layers.deform_attn import reference_points, starting_offsets
 from ..layers.kernels.choice import backends
 from .records import Row, environment
-from .timing import Settings, in_turns, peak_memory
+from .timing import Settings, in_turns, peak_memory, recorded
 
 __all__ = ["CASES", "DeformAttnCase", "OpCase"]
 
@@ -37,12 +37,14 @@ class OpCase:
         channels: of x; there are an eighth as many weight channels.
         batch: images.
         backward: whether gradients are computed, too.
+        device: where alone it is measured; None for anywhere.
     """
 
     size: tuple[int, int]
     channels: int
     batch: int
     backward: bool
+    device: str | None = None
 
     @property
     def name(self) -> str:
@@ -149,6 +151,9 @@ CASES = [
     ]
 ]
 CASES += [
+    OpCase(size, channels, 256, backward, device="cuda") for backward in (False, True) for size, channels in _LSNET_B
+]
+CASES += [
     DeformAttnCase(*shape, backward)  # PIIP-TSB at 1568, 1120 and 672 pixels
     for backward in (False, True)
     for shape in [("B<-S", 42, 70, 24), ("S<-B", 70, 42, 12), ("S<-T", 70, 98, 12), ("T<-S", 98, 70, 6)]
@@ -156,15 +161,19 @@ CASES += [
 
 
 def _rows(case: str, ways: Mapping[str, Way], exact: tuple[Tensor, ...], settings: Settings) -> list[Row]:
-    """Checks all ways and times them, and a copy of their first input."""
+    """Checks all ways and times them, and a copy of their first input; on a GPU without what launching takes."""
     numbers = {name: _checked(name, case, way, given[0], exact) for name, (way, given) in ways.items()}
     _, inputs = next(iter(ways.values()))
     scale = "copy of x" if len(inputs[0]) == 3 else "copy of value"
     ways = {**ways, scale: (lambda x, *_: x.clone(), inputs)}
-    turns = in_turns({name: _cycling(way, given) for name, (way, given) in ways.items()}, settings)
+    numbers[scale] = {"moved_mb": 2 * inputs[0][0].nbytes / 1e6}
+    runs = {name: partial(_all, way, given) for name, (way, given) in ways.items()}
+    if settings.device == "cuda":
+        runs = {name: recorded(run) for name, run in runs.items()}
+    turns, calls = in_turns(runs, settings), len(inputs)
     about = environment(settings)
     return [
-        Row("ops", case, name, t.median, t.minimum, t.spread, t.ratio, numbers.get(name, {}), about)
+        Row("ops", case, name, t.median / calls, t.minimum / calls, t.spread, t.ratio, numbers[name], about)
         for name, t in turns.items()
     ]
 
@@ -214,9 +223,11 @@ def _checked(name: str, case: str, way: Callable[..., tuple], inputs: Inputs, ex
     if not error < _TOLERANCES[inputs[0].dtype]:
         raise ArithmeticError(f"{case}, {name}: relative error {error:.1e} against float64; its time means nothing.")
     memory = peak_memory(lambda: way(*inputs), inputs[0].device.type)
-    return {"error": error, "extra_mb": memory / 1e6}
+    # What has to be read and written: inputs and output; then inputs, gradient of the output, and their gradients.
+    moved = [*inputs[:-1], results[0]] + ([*inputs, *results[1:]] if len(results) > 1 else [])
+    return {"error": error, "extra_mb": memory / 1e6, "moved_mb": sum(t.nbytes for t in moved) / 1e6}
 
 
-def _cycling(way: Callable[..., object], inputs: list[Inputs]) -> Callable[[], object]:
-    turns = itertools.cycle(inputs)
-    return lambda: way(*next(turns))
+def _all(way: Callable[..., object], inputs: list[Inputs]) -> list[object]:
+    """A call with each of the inputs; what they gave stays until the end, so that it takes other memory each time."""
+    return [way(*given) for given in inputs]

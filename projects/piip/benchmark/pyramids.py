@@ -21,7 +21,7 @@ __all__ = ["CASES", "PyramidCase"]
 
 @dataclass(frozen=True)
 class PyramidCase:
-    """Inference of one image by a PIIP and by single ViTs.
+    """Inference of a batch of images by a PIIP and by single ViTs.
 
     Attributes:
         sizes: of the branches, highest resolution first, such as ``"TSB"``.
@@ -31,6 +31,8 @@ class PyramidCase:
         size: height and width of the image; a square of the highest resolution by default.
         rounds: at most so many turns: one takes seconds.
         brief: without the rows of ours before fusing, and of timm's ViT: what takes a minute per turn.
+        batch: images.
+        device: where alone it is measured; None for anywhere.
     """
 
     sizes: str
@@ -40,6 +42,8 @@ class PyramidCase:
     size: tuple[int, int] | None = None
     rounds: int = 2
     brief: bool = False
+    batch: int = 1
+    device: str | None = None
 
     @property
     def model(self) -> str:
@@ -48,7 +52,8 @@ class PyramidCase:
 
     @property
     def name(self) -> str:
-        shown = f", image {self.size[0]}x{self.size[1]}" if self.size else ""
+        shown = f" B{self.batch}" if self.batch > 1 else ""
+        shown += f", image {self.size[0]}x{self.size[1]}" if self.size else ""
         peers = " and ".join(f"ViT-{peer} {self.peer_side}" for peer in self.peers)
         return f"{self.model}{shown}" + (f" beside {peers}" if peers else "")
 
@@ -66,7 +71,7 @@ class PyramidCase:
             ArithmeticError: when two forms of one network do not agree.
         """
         torch.manual_seed(0)
-        make = partial(_image, settings)
+        make = partial(_images, settings, self.batch)
         image = make(self.size or (self.resolutions[0],) * 2)
         model = _ready(with_fpn(make_piip(self.sizes, self.resolutions)), settings)
         fused = fuse(model)
@@ -104,6 +109,8 @@ CASES = [
     PyramidCase("TSB", (1568, 1120, 672), peers="", size=(1120, 1568), brief=True),
     PyramidCase("SBL", (1120, 672, 448), peers="L", brief=True),
     PyramidCase("SBL", (1568, 896, 672), peers="L", brief=True),
+    PyramidCase("TSB", (1568, 1120, 672), brief=True, batch=8, device="cuda"),
+    PyramidCase("SBL", (1568, 896, 672), peers="L", brief=True, batch=8, device="cuda"),
 ]
 
 
@@ -119,5 +126,5 @@ def _overlapping(model: nn.Module) -> nn.Module:
     return model
 
 
-def _image(settings: Settings, size: tuple[int, int]) -> Tensor:
-    return torch.randn(1, 3, *size).to(settings.device, settings.dtype)
+def _images(settings: Settings, batch: int, size: tuple[int, int]) -> Tensor:
+    return torch.randn(batch, 3, *size).to(settings.device, settings.dtype)

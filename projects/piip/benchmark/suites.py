@@ -30,6 +30,8 @@ class Case(Protocol):
     Attributes:
         name: unique within the suite.
         quick: whether it is among the few cases of continuous integration.
+
+    One that is only for ``"cpu"`` or ``"cuda"`` says so as ``device``.
     """
 
     name: str
@@ -39,8 +41,8 @@ class Case(Protocol):
         """The rows of the case, the one that ratios refer to first."""
 
 
-def cases(suites: Sequence[str], quick: bool = False, words: Sequence[str] = ()) -> list[Case]:
-    """The cases of suites that have all the words in their names, all cases without any.
+def cases(suites: Sequence[str], quick: bool = False, words: Sequence[str] = (), device: str = "cpu") -> list[Case]:
+    """The cases of suites for a device that have all the words in their names, all cases without any.
 
     Raises:
         ConfigError: for an unknown suite, or when no case is left.
@@ -49,7 +51,8 @@ def cases(suites: Sequence[str], quick: bool = False, words: Sequence[str] = ())
         if suite not in SUITES:
             raise ConfigError(f"there is no suite {suite!r}, but {', '.join(SUITES)}.{did_you_mean(suite, SUITES)}")
     modules = [importlib.import_module(f"{__package__}.{name}") for suite in suites for name in SUITES[suite][1]]
-    found = [case for module in modules for case in module.CASES if case.quick or not quick]
+    found = [case for module in modules for case in module.CASES if getattr(case, "device", None) in (None, device)]
+    found = [case for case in found if case.quick or not quick]
     chosen = [case for case in found if all(word in case.name for word in words)]
     if not found:
         raise ConfigError(f"no case of {' and '.join(suites)} is quick enough for --quick; leave it out.")

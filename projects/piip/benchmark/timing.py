@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.autograd.profiler import profile
 
-__all__ = ["Once", "Settings", "Timing", "in_turns", "now", "peak_memory", "run_once"]
+__all__ = ["Once", "Settings", "Timing", "in_turns", "now", "peak_memory", "recorded", "run_once"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,19 @@ def _time(function: Callable[[], object], repeats: int, settings: Settings) -> f
     return (now(settings.device) - begin) * 1000 / repeats
 
 
+def recorded(function: Callable[[], object]) -> Callable[[], None]:
+    """What a GPU computes in a call, as a CUDA graph: replaying it takes no time for launches.
+
+    Raises:
+        RuntimeError: for what no graph can hold, such as waiting for the GPU.
+    """
+    function()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
 def now(device: str) -> float:
     """Seconds of the clock; on a GPU, after all that it was given to do."""
     if device == "cuda":
@@ -144,7 +157,7 @@ class Once:
     Attributes:
         result: what it returned.
         peak: most bytes of tensors that it had alive beside what there was before, its result included; of the CPU
-            with all that operators take for themselves from torch's allocator, of a CUDA graph without what it keeps.
+            with all that operators take for themselves from torch's allocator.
         ms: what it took.
     """
 

@@ -28,16 +28,18 @@ class TrainingCase:
     """A training step of one network.
 
     Attributes:
-        model: ``"LSNet-B"``, or ``"PIIP-TSB"`` and so on.
+        model: ``"LSNet-B"``, ``"PIIP-TSB"`` and so on.
         resolutions: of a PIIP's branches; of LSNet pixels per side.
         batch: images.
         parts: whether the activations of every branch by itself are recomputed, and of the interactions.
+        device: where alone it is measured; None for anywhere.
     """
 
     model: str
     resolutions: tuple[int, ...]
     batch: int
     parts: bool = False
+    device: str | None = None
 
     @property
     def name(self) -> str:
@@ -88,10 +90,10 @@ class TrainingCase:
         def ready(model: nn.Module) -> nn.Module:
             return model.to(settings.device, settings.dtype).train()
 
-        if self.model == "LSNet-B":
-            model = ready(randomise(LSNet(**VARIANTS["b"])))
+        kind, sizes = self.model.split("-")
+        if kind == "LSNet":
+            model = ready(randomise(LSNet(**VARIANTS[sizes.lower()])))
             return {"unfold": with_aggregation(ska_reference, model), "ours": model}
-        sizes = self.model.removeprefix("PIIP-")
         ours = ready(randomise(make_piip(sizes, self.resolutions)))
         forms = {"published form": as_released(ours), "ours": ours, "ours, recomputed": with_same_weights(ours)}
         forms["ours, recomputed"].set_grad_checkpointing()
@@ -108,6 +110,9 @@ CASES = [
     TrainingCase("PIIP-TS", (112, 80), 1),
     TrainingCase("PIIP-TSB", (448, 320, 192), 1, parts=True),
     TrainingCase("LSNet-B", (224,), 8),
+    TrainingCase("PIIP-TSB", (1568, 1120, 672), 2, device="cuda"),
+    TrainingCase("PIIP-SBL", (1568, 896, 672), 2, device="cuda"),
+    *(TrainingCase(f"LSNet-{size}", (224,), 256, device="cuda") for size in "TSB"),
 ]
 
 
