@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from torch import nn
 
 from piip.analysis import build_on_meta
 from piip.benchmark import Row, Settings, backbones, forms, pyramids, training
@@ -14,6 +15,7 @@ from piip.benchmark.attention import AttentionCase
 from piip.benchmark.backbones import BackboneCase
 from piip.benchmark.data_loading import DataCase
 from piip.benchmark.detectors import DetectorCase
+from piip.benchmark.folding import fold_norms
 from piip.benchmark.memory import MemoryCase
 from piip.benchmark.peers import VITS
 from piip.benchmark.pyramids import PyramidCase
@@ -55,6 +57,33 @@ def test_lsnet_in_all_forms() -> None:
     assert all(row.numbers["gmacs"] > 0 and row.numbers["peak_mb"] > 0 for row in rows.values())
 
 
+def test_norms_of_peers_are_folded() -> None:
+    torch.manual_seed(0)
+    image = torch.randn(1, 3, 64, 64)
+    network = backbones.create("mobilenetv4_conv_small", ONCE)
+    folded = fold_norms("a peer", network, image)
+    norms = [sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) for net in (network, folded)]
+    assert norms[0] > 40
+    assert norms[1] == 0
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(image), network(image), rtol=1e-4, atol=1e-4)
+
+
+def test_a_norm_whose_convolution_also_gives_to_another_is_not_folded_silently() -> None:
+    class TwoReaders(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+            nn.init.uniform_(self.norm.weight, 2, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return y + self.norm(y)
+
+    with pytest.raises(ArithmeticError, match="a peer: differs from the plain form"):
+        fold_norms("a peer", TwoReaders().eval(), torch.randn(1, 3, 4, 4))
+
+
 def test_piip_in_all_forms_and_single_vits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forms, "gmacs", lambda network, image: 1.0)  # takes seconds
     rows = by_name(PyramidCase("XX", (64, 32), peers="X", peer_side=64).measure(ONCE))
@@ -64,21 +93,30 @@ def test_piip_in_all_forms_and_single_vits(monkeypatch: pytest.MonkeyPatch) -> N
     assert rows["ours"].numbers["peak_mb"] > 0
 
 
+def test_images_of_a_batch_share_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "gmacs", lambda network, image: 1.0)
+    case = PyramidCase("XX", (64, 32), peers="X", peer_side=64, brief=True, batch=2, device="cuda")
+    assert case.name == "PIIP-XX 64/32 B2 beside ViT-X 64"
+    rows = by_name(case.measure(ONCE))
+    assert list(rows) == ["published form", "ours, fused", "ViT-X 64, fused"]
+    assert all(row.numbers["images_per_s"] == pytest.approx(2000 / row.ms) for row in rows.values())
+
+
 def test_wrong_results_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyramids, "as_released", lambda model: torch.nn.Sequential(model, _Doubled()))
+    monkeypatch.setattr(pyramids, "as_released", lambda model: nn.Sequential(model, _Doubled()))
     with pytest.raises(ArithmeticError, match=r"PIIP-XX 64/32, ours: differs from the plain form by 5\.0e-01"):
         PyramidCase("XX", (64, 32), peers="").measure(ONCE)
 
 
-class _Doubled(torch.nn.Module):
+class _Doubled(nn.Module):
     def forward(self, maps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: 2 * x for name, x in maps.items()}
 
 
-@pytest.mark.parametrize("model", ["PIIP-XX", "LSNet-B"])
+@pytest.mark.parametrize("model", ["PIIP-XX", "LSNet-T"])
 def test_training_step(model: str) -> None:
     resolutions = (128, 64) if model == "PIIP-XX" else (64,)
-    rows = by_name(TrainingCase(model, resolutions, 1).measure(ONCE))
+    rows = by_name(TrainingCase(model, resolutions, 2).measure(ONCE))
     if model == "PIIP-XX":
         assert list(rows) == ["published form", "ours", "ours, recomputed"]
         assert rows["ours, recomputed"].numbers["peak_mb"] < rows["ours"].numbers["peak_mb"]
@@ -89,7 +127,7 @@ def test_training_step(model: str) -> None:
 def test_training_steps_with_a_wrong_gradient_are_not_timed(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def negated(aggregate: Callable[..., torch.Tensor], model: torch.nn.Module) -> torch.nn.Module:
+    def negated(aggregate: Callable[..., torch.Tensor], model: nn.Module) -> nn.Module:
         """Its losses and sizes of gradients are right; in half precision it takes more than one small parameter."""
         model = backbones.with_aggregation(aggregate, model)
         for parameter in list(model.parameters())[: 1 if dtype == torch.float32 else None]:
@@ -159,7 +197,14 @@ def test_suites_and_cases_by_name() -> None:
     assert [case.name for case in cases(["backbones"], words=["TSB 1568", "beside"])] == [
         "PIIP-TSB 1568/1120/672 beside ViT-B 1024"
     ]
-    assert set(backbones.CASES) < set(found["backbones"])
+    assert {case for case in backbones.CASES if case.device is None} < set(found["backbones"])
+    assert not any("B256" in case.name for members in found.values() for case in members)
+    on_gpu = cases(list(SUITES), device="cuda")
+    assert set(found["backbones"]) < set(on_gpu)
+    assert {"lsnet_t 224x224 B256 inference", "PIIP-TSB 1568/1120/672 B2 training step"} < {c.name for c in on_gpu}
+    assert {"SKA 7x7 C384 B256 forward + backward", "PIIP-TSB 1568/1120/672 B8 beside ViT-B 1024"} < {
+        case.name for case in on_gpu
+    }
     with pytest.raises(ConfigError, match=r"there is no suite 'backbone', but ops, .* Did you mean 'backbones'"):
         cases(["backbone"])
     with pytest.raises(ConfigError, match="no case has 'TSL' in its name; there are PIIP-TS 224/160"):

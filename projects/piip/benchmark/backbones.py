@@ -15,11 +15,12 @@ from ..layers import ska_reference
 from ..layers.kernels import ska_eager
 from ..modeling.fuse import fuse
 from ..modeling.lsnet.blocks import LSConv
+from .folding import fold_norms
 from .forms import Form, compiled, measure_forms
 from .records import Row
 from .timing import Settings
 
-__all__ = ["CASES", "PEER_ACCURACY", "BackboneCase", "with_aggregation"]
+__all__ = ["CASES", "PEER_ACCURACY", "BackboneCase", "create", "with_aggregation"]
 
 
 _UNFOLD = "unfold, fused"
@@ -34,12 +35,14 @@ class BackboneCase:
         peers: timm's names of the others.
         batch: images.
         side: pixels.
+        device: where alone it is measured; None for anywhere.
     """
 
     model: str
     peers: tuple[str, ...]
     batch: int
     side: int = 224
+    device: str | None = None
 
     @property
     def name(self) -> str:
@@ -52,15 +55,16 @@ class BackboneCase:
 
     def measure(self, settings: Settings) -> list[Row]:
         """Rows of the LSNet with laid-out neighbourhoods, with plain PyTorch, with kernels and compiled, all with their
-        norms merged into convolutions but one; then of the peers, for which timm does as much of that as it can.
+        norms merged into convolutions but one; then of the peers, in timm's form for inference and their norms merged,
+        too. Compiled ones are on a GPU also recorded as CUDA graphs.
 
         Raises:
-            ArithmeticError: when two forms of the LSNet do not agree.
+            ArithmeticError: when two forms of a network do not agree.
         """
         torch.manual_seed(0)
         image = torch.randn(self.batch, 3, self.side, self.side).to(settings.device, settings.dtype)
         last = image.to(memory_format=torch.channels_last)
-        model = _create(self.model, settings)
+        model = create(self.model, settings).to(settings.dtype)
         fused = fuse(model)
         forms = {
             _UNFOLD: Form(with_aggregation(ska_reference, fused), image, fused),
@@ -69,26 +73,25 @@ class BackboneCase:
             "kernels, fused": Form(fused, image, like=_UNFOLD),
             "kernels, fused, channels last": Form(_channels_last(fused), last, fused, like=_UNFOLD),
         }
-        if settings.compiled:
-            forms["kernels, fused, compiled"] = Form(compiled(fused, image), image, fused, like=_UNFOLD)
+        forms |= _compiled("kernels, fused", fused, image, settings, _UNFOLD)
         for name in self.peers:
-            peer = reparameterize_model(_create(name, settings))
+            peer = reparameterize_model(create(name, settings))
+            peer = fold_norms(f"{self.name}, {name}", peer, image[:1].float()).to(settings.dtype)
             forms[name] = Form(peer, image)
-            if settings.compiled:
-                forms[f"{name}, compiled"] = Form(compiled(peer, image), image, peer, like=name)
+            forms |= _compiled(name, peer, image, settings, name)
             forms[f"{name}, channels last"] = Form(_channels_last(peer), last, peer, like=name)
         return measure_forms("backbones", self.name, forms, settings.at_most(5))
 
 
 # Peers have about the same accuracy on ImageNet.
 CASES = [
-    BackboneCase(model, peers, batch)
+    BackboneCase(model, peers, batch, device=device)
     for model, peers in [
         ("lsnet_t", ("mobilenetv4_conv_small", "shvit_s2", "repvit_m0_9")),
         ("lsnet_s", ("repvit_m0_9", "fastvit_t8")),
         ("lsnet_b", ("repvit_m1_0", "mobilenetv4_conv_medium")),
     ]
-    for batch in (1, 8)
+    for batch, device in ((1, None), (8, None), (256, "cuda"))
 ]
 
 # Top-1 on ImageNet of timm's weights, as in timm's own table of results.
@@ -124,5 +127,23 @@ def _channels_last(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).to(memory_format=torch.channels_last)
 
 
-def _create(name: str, settings: Settings) -> nn.Module:
-    return timm.create_model(name).eval().to(settings.device, settings.dtype)
+def _compiled(name: str, network: nn.Module, image: Tensor, settings: Settings, like: str) -> dict[str, Form]:
+    """The compiled forms that were asked for."""
+    modes = {"compiled": True} if settings.compiled else {}
+    if modes and settings.device == "cuda":
+        modes["CUDA graphs"] = "reduce-overhead"
+    return {f"{name}, {how}": Form(compiled(network, image, mode), image, network, like) for how, mode in modes.items()}
+
+
+def create(name: str, settings: Settings) -> nn.Module:
+    """In float32; norms and scales do something, as after training: what new ones do would not be missed."""
+    network = timm.create_model(name).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.3, 0.7)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            for shift in (module.bias, module.running_mean):
+                nn.init.normal_(shift, std=0.1)
+        elif isinstance(getattr(module, "gamma", None), nn.Parameter):
+            nn.init.uniform_(module.gamma, 0.3, 0.7)
+    return network.to(settings.device)
