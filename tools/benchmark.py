@@ -90,6 +90,8 @@ def _measure(args: argparse.Namespace) -> int:
     for name in ("rounds", "threads"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} {getattr(args, name)}: give at least 1.")
+    if not 0 < args.seconds < 3600:
+        raise ConfigError(f"--seconds {args.seconds}: give more than 0, and less than an hour.")
     torch.set_num_threads(args.threads)
     # float32 means float32: TensorFloat-32 keeps 10 bits of it, too few for the comparison of outputs.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

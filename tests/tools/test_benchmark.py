@@ -105,6 +105,9 @@ def test_a_case_that_fails_is_told_and_the_others_are_measured(
 def test_bad_numbers_are_refused(tool: Callable[..., int]) -> None:
     with pytest.raises(ConfigError, match="--rounds 0: give at least 1"):
         tool("ops", "--rounds", "0")
+    for seconds in ("-1", "nan"):
+        with pytest.raises(ConfigError, match=f"--seconds {seconds}.*: give more than 0"):
+            tool("ops", "--seconds", seconds)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU; CUDA_VISIBLE_DEVICES= runs it")

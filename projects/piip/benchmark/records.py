@@ -145,7 +145,7 @@ def compare(old: Iterable[Row], new: Iterable[Row], tolerance: float = 0.1) -> t
     gone = [
         f"{row.case}, {row.name}: {row.ratio:.2f}x -> not there"
         for key, row in before.items()
-        if key not in now and _case(row) in measured and not row.name.endswith("compiled")
+        if key not in now and _case(row) in measured and not row.name.endswith(("compiled", "CUDA graphs"))
     ]
     moved: tuple[list[str], list[str]] = gone, []
     for key in common:

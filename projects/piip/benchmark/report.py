@@ -32,8 +32,9 @@ compared before. "ratio" is how many times as fast as the first row of its table
 of the median within which half of the rounds lie (nothing for what ran once). On a CPU only ratios count; with one
 thread they are of the time that the process itself used, and other users of the machine move them by some per cent.
 "floor" is the share of the machine's own rate of matrix products, measured in the same run, at which the counted
-multiply-adds ran. Convolutions are counted as they are written: fused ones that Winograd's algorithm computes take
-fewer multiplications, and may show more than 100 %.
+multiply-adds ran; of operators on a GPU, of its rate of copying, where that is the larger share. Convolutions are
+counted as they are written: fused ones that Winograd's algorithm computes take fewer multiplications, and may show more
+than 100 %.
 
 "published form" is the same weights computed as papers and released code describe it, written by us: windows cut and
 joined in every block, deformable attention by laid-out samples in float32, tokens and maps channel by channel, nothing
