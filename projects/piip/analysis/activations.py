@@ -25,7 +25,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-
 __all__ = ["activation_bytes", "peak_bytes", "saved_bytes"]
 
 

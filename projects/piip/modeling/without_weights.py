@@ -68,10 +68,10 @@ def without_weights() -> Iterator[None]:
 class _WithoutValues(TorchFunctionMode):
     """Leaves out what only fills meta tensors with values: nothing comes of it, and it takes most of the time."""
 
+    # Methods of tensors, and at the end functions of torch.nn.init that torch would run without this mode (there,
+    # uniform_ and normal_ are such functions, too).
     _FILLING = frozenset(
-        ["add_", "clamp_", "copy_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_"]  # methods of tensors
-        # and the functions of torch.nn.init that torch would run without this mode, uniform_ and normal_ like methods
-        + ["constant_", "kaiming_uniform_"]
+        "add_ clamp_ copy_ erfinv_ fill_ mul_ normal_ uniform_ zero_ constant_ kaiming_uniform_".split()
     )
 
     def __torch_function__(
