@@ -71,7 +71,10 @@ class _WithoutValues(TorchFunctionMode):
     # Methods of tensors, and at the end functions of torch.nn.init that torch would run without this mode (there,
     # uniform_ and normal_ are such functions, too).
     _FILLING = frozenset(
-        "add_ clamp_ copy_ erfinv_ fill_ mul_ normal_ uniform_ zero_ constant_ kaiming_uniform_".split()
+        (
+            *("add_", "clamp_", "copy_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_"),
+            *("constant_", "kaiming_uniform_"),
+        )
     )
 
     def __torch_function__(
