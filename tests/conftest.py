@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
+import cloudpickle
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures go to files; a machine may have no display
@@ -23,6 +27,23 @@ _ZOO = {
 def project() -> Path:
     """The top folder of the project's checkout."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _packaged_configs_are_read_once() -> Iterator[None]:
+    """To make one anew from all that it imports takes a fifth of a second; hundreds of tests want one to change."""
+    from piip.engine import config
+
+    load = config._load
+    read = cache(lambda path: cloudpickle.dumps(load(path)))  # with the functions that a file may define
+    packaged = config.config_root().resolve()
+
+    def remembering(path: str) -> object:
+        return pickle.loads(read(path)) if Path(path).resolve().is_relative_to(packaged) else load(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "_load", remembering)
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks

@@ -7,14 +7,11 @@ import difflib
 import inspect
 import math
 import os
-import pickle
 from collections.abc import Sequence
-from functools import lru_cache
 from numbers import Number
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 from detectron2.config import LazyConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -111,23 +108,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: when the file cannot be found or read, or an override does not fit.
     """
-    path, root = find_config(name), config_root().resolve()
-    if Path(path).resolve().is_relative_to(root):
-        changed = max(file.stat().st_mtime_ns for file in root.rglob("*.py"))
-        cfg = pickle.loads(_packaged(path, changed))
-    else:
-        cfg = _load(path)
-    return apply_overrides(cfg, overrides)
-
-
-@lru_cache(maxsize=256)
-def _packaged(path: str, changed: int) -> bytes:
-    """A packaged config until one of them changes: to make it anew from all that it imports takes a fifth of a second.
-
-    Pickled, since a copy of the many small objects takes several times as long; with the functions that a
-    file may define.
-    """
-    return cloudpickle.dumps(_load(path))
+    return apply_overrides(_load(find_config(name)), overrides)
 
 
 def _load(path: str) -> DictConfig:

@@ -83,9 +83,8 @@ class DINOCriterion(nn.Module):
         Shape:
             logits (layers, B, Q, classes), boxes (layers, B, Q, 4)
         """
-        from scipy.optimize import (
-            linear_sum_assignment,
-        )  # half a second that only its training needs
+        # Here, as it takes half a second that only training a DINO needs.
+        from scipy.optimize import linear_sum_assignment
 
         costs = [self._cost(logits[:, i], boxes[:, i], target) for i, target in enumerate(targets)]
         costs = torch.cat(costs, dim=-1).cpu()  # (layers, Q, all objects); one copy, since each waits for the GPU
