@@ -15,7 +15,7 @@ __all__ = ["draw_seed", "seed_step"]
 
 
 def seed_step(seed: int, iteration: int, rank: int = 0, stream: int = 0) -> None:
-    """Sets the generators of Python, numpy and torch (CPU, CUDA, XPU, MPS) for one step of one process.
+    """Sets the generators of Python, numpy and torch (all devices) for one step of one process.
 
     Args:
         seed: that of the training, >= 0.
@@ -26,14 +26,7 @@ def seed_step(seed: int, iteration: int, rank: int = 0, stream: int = 0) -> None
     words = np.random.SeedSequence((seed, iteration, rank, stream)).generate_state(4, np.uint64)
     random.seed(int(words[0]))
     np.random.seed(words[1:3].view(np.uint32))
-    value = int(words[3] >> np.uint64(1))
-    torch.default_generator.manual_seed(value)
-    # torch.manual_seed notes the call stack for each kind of device that is not there: milliseconds in every step.
-    for kind in (torch.cuda, torch.xpu):
-        if kind.is_available():
-            kind.manual_seed_all(value)
-    if torch.backends.mps.is_available():
-        torch.mps.manual_seed(value)
+    torch.manual_seed(int(words[3] >> np.uint64(1)))
 
 
 def draw_seed() -> int:
