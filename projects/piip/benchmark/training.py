@@ -138,7 +138,8 @@ def _check(name: str, result: Sequence[Tensor], expected: Sequence[Tensor]) -> N
     """Compares loss and gradients, each by itself; in half precision, where small ones are rounding, all at once."""
     apart = torch.stack([(a - b).double().norm() for a, b in zip(result, expected, strict=True)])
     size = torch.stack([b.double().norm() for b in expected])
-    tolerance = 1e-3
+    # A sampled place that rounding puts at the other side of a cell's border has another gradient.
+    tolerance = 5e-2
     if expected[-1].dtype != torch.float32:
         apart, size = (torch.stack([t[0], t[1:].norm()]) for t in (apart, size))
         tolerance = 2e-1
