@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from piip.benchmark import Row
+from piip.benchmark import Row, backbones, plot
 from piip.benchmark.goals import GOALS, GPU_GOALS, Goal, goals_table
 from piip.benchmark.memory import images_that_fit
 from piip.benchmark.report import markdown, write_report
@@ -117,6 +117,13 @@ def test_the_latest_of_equal_rows_counts() -> None:
 @pytest.mark.parametrize(("gigabytes", "images"), [(4, 0), (5, 0), (8, 1), (80, 30)])
 def test_images_that_fit_leave_a_fifth_free(gigabytes: float, images: int) -> None:
     assert images_that_fit(gigabytes, fixed_gb=4, image_gb=2) == images
+
+
+def test_peers_of_every_lsnet_hold_the_one_that_the_plot_measures_in() -> None:
+    assert all(plot._UNIT in case.peers for case in backbones.CASES)
+    points = plot._classifiers(ROWS)
+    assert points["LSNet-T"] == (0.5, 74.9)
+    assert points["repvit_m0_9"] == (1.0, 78.7)
 
 
 def test_page_and_plot_are_written(tmp_path: Path) -> None:

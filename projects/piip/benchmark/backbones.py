@@ -89,7 +89,7 @@ CASES = [
     for model, peers in [
         ("lsnet_t", ("mobilenetv4_conv_small", "shvit_s2", "repvit_m0_9")),
         ("lsnet_s", ("repvit_m0_9", "fastvit_t8")),
-        ("lsnet_b", ("repvit_m1_0", "mobilenetv4_conv_medium")),
+        ("lsnet_b", ("repvit_m0_9", "repvit_m1_0", "mobilenetv4_conv_medium")),
     ]
     for batch, device in ((1, None), (8, None), (256, "cuda"))
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,19 +10,20 @@ from matplotlib.figure import Figure
 from ..model_zoo.zoo import published
 from .backbones import PEER_ACCURACY
 from .promise import comparisons
-from .records import Row
+from .records import Row, grouped
 
 __all__ = ["accuracy_figure"]
 
-Points = Mapping[str, tuple[float, float]]
+Points = dict[str, tuple[float, float]]
+
+_UNIT = "repvit_m0_9"  # among the peers of every LSNet
 
 
 def accuracy_figure(rows: Sequence[Row]) -> Figure | None:
     """PIIP's box AP and LSNet's top-1 against time relative to a peer; None when no such rows are there.
 
     Of rows of several devices and types those that are like the first.
-    A PIIP is beside the single ViT of the same turns. LSNets of different sizes are of one run, not of the same turns,
-    so their shortest times are shown, which others on the machine disturb least.
+    A PIIP is beside the single ViT of the same turns, an LSNet beside a peer that is in the turns of all LSNets.
     """
     rows = [row for row in rows if row.suite == "backbones"]
     rows = [row for row in rows if row.key[3:] == rows[0].key[3:]]
@@ -33,7 +34,7 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure | None:
             "time of the backbone with FPN / that of the single ViT",
             _detectors(rows),
         ),
-        ("ImageNet at 224", "top-1, published", "time of eight images / repvit_m0_9's", _classifiers(rows)),
+        ("ImageNet at 224", "top-1, published", f"time of eight images / {_UNIT}'s", _classifiers(rows)),
     ]
     panels = [panel for panel in panels if panel[-1]]
     if not panels:
@@ -69,20 +70,19 @@ def _detectors(rows: Sequence[Row]) -> Points:
 
 
 def _classifiers(rows: Sequence[Row]) -> Points:
-    rows = [row for row in rows if row.case.startswith("lsnet") and " B8 " in row.case]
-    unit = min((row.min_ms for row in rows if row.name == "repvit_m0_9"), default=None)
-    if unit is None:
-        return {}
-    points = {}
-    for row in rows:
-        name, size = row.name.removesuffix(", channels last"), row.case[6]
-        if name == "kernels, fused":
-            entry = published()[f"ImageNet-Classification/lsnet_{size}_300ep.py"]
-            name, accuracy = f"LSNet-{size.upper()}", float(entry["top1"])
-        elif name in PEER_ACCURACY:
-            accuracy = PEER_ACCURACY[name]
-        else:
+    points: Points = {}
+    for case, group in grouped(rows, lambda row: row.case).items():
+        # The faster one of both orders in memory, of all.
+        speeds: dict[str, float] = {}
+        for row in group:
+            name = row.name.removesuffix(", channels last")
+            speeds[name] = max(speeds.get(name, 0), row.ratio)
+        if not case.startswith("lsnet") or " B8 " not in case or _UNIT not in speeds:
             continue
-        # The faster one of both orders in memory.
-        points[name] = min(points.get(name, (float("inf"), 0)), (row.min_ms / unit, accuracy))
-    return points
+        accuracies = dict(PEER_ACCURACY)
+        entry = published()[f"ImageNet-Classification/{case.split()[0]}_300ep.py"]
+        accuracies["kernels, fused"] = float(entry["top1"])
+        for name in speeds.keys() & accuracies.keys():
+            shown = f"LSNet-{case[6].upper()}" if name == "kernels, fused" else name
+            points[shown] = speeds[_UNIT] / speeds[name], accuracies[name]
+    return dict(sorted(points.items()))
