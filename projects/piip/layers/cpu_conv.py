@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from .exporting import is_exporting
 
-__all__ = ["CPUConv2d", "PointwiseConv2d"]
+__all__ = ["CPUConv2d", "PointwiseConv2d", "is_plain"]
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a weight is on a CPU and its layer has nothing added, such as hooks, that another layer would lack."""
+    weight = layer.weight
+    return isinstance(weight, nn.Parameter) and weight.is_cpu and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class CPUConv2d(nn.Conv2d, ABC):
@@ -19,7 +25,8 @@ class CPUConv2d(nn.Conv2d, ABC):
     Elsewhere (on other devices, under autocast, with gradients, in exported files) it is the convolution of PyTorch.
 
     Args:
-        conv: a convolution of stride 1, whose parameters it takes over.
+        conv: a convolution, whose parameters it takes over; not the norm and the activation that one of Detectron2 has,
+            too.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -27,8 +34,12 @@ class CPUConv2d(nn.Conv2d, ABC):
             conv.in_channels,
             conv.out_channels,
             conv.kernel_size,
-            padding=conv.padding,
-            bias=conv.bias is not None,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
             device="meta",
         )
         self.weight, self.bias = conv.weight, conv.bias

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
+from .cpu_conv import CPUConv2d, is_plain
 from .exporting import is_exporting
 
 __all__ = ["Float32Conv2d", "Float32Linear", "lacks_instructions"]
@@ -40,50 +41,25 @@ class Float32Linear(nn.Linear):
         return type(layer) is nn.Linear and _is_slow(layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.float(), *_wide(self)).to(x.dtype) if _computes_here(x) else super().forward(x)
+        if not x.is_cpu or is_exporting():  # exported files are for other processors, too
+            return super().forward(x)
+        return F.linear(x.float(), *_wide(self)).to(x.dtype)
 
 
-class Float32Conv2d(nn.Conv2d):
-    """A convolution with parameters and outputs of half precision that multiplies in float32, on a CPU.
-
-    Args:
-        conv: whose parameters it takes over; not the norm and the activation that one of Detectron2 has, too.
-    """
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            device="meta",
-        )
-        self.weight, self.bias = conv.weight, conv.bias
+class Float32Conv2d(CPUConv2d):
+    """A convolution with parameters and outputs of half precision that multiplies in float32, on a CPU."""
 
     @staticmethod
     def suits(layer: nn.Module) -> bool:
         """Whether it is a convolution, of PyTorch or Detectron2, that becomes faster so."""
         return type(layer) in (nn.Conv2d, Conv2d) and _is_slow(layer)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x.float(), *_wide(self)).to(x.dtype) if _computes_here(x) else super().forward(x)
+    def product(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x.float(), *_wide(self)).to(x.dtype)
 
 
 def _is_slow(layer: nn.Module) -> bool:
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        return False  # what others add to a layer would be lost
-    weight = layer.weight
-    return isinstance(weight, nn.Parameter) and weight.is_cpu and lacks_instructions(weight.dtype)
-
-
-def _computes_here(x: Tensor) -> bool:
-    """Not on other devices, nor in exported files, which are for other processors, too."""
-    return x.is_cpu and not is_exporting()
+    return is_plain(layer) and lacks_instructions(layer.weight.dtype)
 
 
 def _wide(layer: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -12,7 +12,7 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from .cpu_conv import CPUConv2d
+from .cpu_conv import CPUConv2d, is_plain
 from .cpu_half import lacks_instructions
 
 __all__ = ["WinogradConv2d"]
@@ -51,10 +51,7 @@ class WinogradConv2d(CPUConv2d):
     @staticmethod
     def suits(layer: nn.Module) -> bool:
         """Whether it is such a convolution, of PyTorch or Detectron2, on a CPU, and wide enough to become faster."""
-        if type(layer) not in (nn.Conv2d, Conv2d) or layer._forward_hooks or layer._forward_pre_hooks:
-            return False  # what others add to a convolution would be lost
-        weight = layer.weight
-        if not isinstance(weight, nn.Parameter) or not weight.is_cpu or not _in_float32(weight.dtype):
+        if type(layer) not in (nn.Conv2d, Conv2d) or not is_plain(layer) or not _in_float32(layer.weight.dtype):
             return False
         if layer.groups != 1 or min(layer.in_channels, layer.out_channels) < 192 or layer.padding_mode != "zeros":
             return False
