@@ -134,7 +134,7 @@ def test_on_a_gpu(shape: tuple, dtype: torch.dtype, exact: bool) -> None:
         assert (result.cpu().double() - truth).norm() / truth.norm() < tolerance
 
 
-@pytest.mark.skipif(INTERPRETED, reason="once is enough")
+@pytest.mark.skipif(INTERPRETED, reason="runs in the other process")
 @pytest.mark.parametrize(("version", "reason"), [("3.2.0", "Triton 3.2.0 is older than 3.3"), ("3.10.0", None)])
 def test_an_old_triton_is_told(monkeypatch: pytest.MonkeyPatch, version: str, reason: str | None) -> None:
     from piip.layers.kernels import deform_attn_triton
