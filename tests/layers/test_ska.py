@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from piip.errors import ConfigError
-from piip.layers import ska, ska_reference
+from piip.layers import normed_ska, ska, ska_reference
 from piip.layers.kernels import choice, cpu_library
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "lsnet" / "ska_small.npz"
@@ -96,6 +96,70 @@ def test_backends_agree_with_the_definition(name: str, shape: tuple[int, ...]) -
                 assert (result.dtype, result.shape) == (dtype, truth.shape)
                 error = (result.double() - truth).norm() / max(truth.norm(), 1e-30)
                 assert error <= tolerance, f"{what}, {dtype}, {order}: relative error {error}"
+
+
+def random_norms(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[nn.GroupNorm, nn.BatchNorm2d]:
+    _, c, _, _, j, taps = shape
+    norms = nn.GroupNorm(j, j * taps), nn.BatchNorm2d(c).eval()
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for norm in norms:
+            for t in norm.state_dict().values():
+                if t.is_floating_point():
+                    t.copy_(torch.rand(t.shape, generator=random) + 0.5)
+    return tuple(norm.to(dtype).requires_grad_(False) for norm in norms)
+
+
+def separately(x: Tensor, w: Tensor, group_norm: nn.GroupNorm, batch_norm: nn.BatchNorm2d) -> Tensor:
+    return x + batch_norm(ska_reference(x, group_norm(w.flatten(1, 2)).view(w.shape)))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("setting", ["eager", "auto"])
+def test_norms_can_be_part_of_it(setting: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIIP_KERNELS", setting)
+    x, w, grad = random_inputs(shape, torch.float64)
+    exact = separately(x, 2 * w + 3, *random_norms(shape, torch.float64))
+    for dtype, tolerance in TOLERANCES.items():
+        norms = random_norms(shape, dtype)
+        for order, (values, weights, _) in memory_orders(x.to(dtype), (2 * w + 3).to(dtype), grad).items():
+            result = normed_ska(values, weights, *norms)
+            assert (result.dtype, result.shape) == (dtype, x.shape)
+            error = (result.double() - exact).norm() / max(exact.norm(), 1e-30)
+            assert error <= 2 * tolerance, f"{dtype}, {order}: relative error {error}"
+
+
+def test_norm_of_weights_with_a_large_mean_loses_no_digits() -> None:
+    x, w, _ = random_inputs(SHAPES["lsnet"])
+    w = (100 + w).double()
+    exact = separately(x.double(), w.float().double(), *random_norms(SHAPES["lsnet"], torch.float64))
+    result = normed_ska(x, w.float(), *random_norms(SHAPES["lsnet"]))
+    assert (result - exact).norm() / exact.norm() < 1e-5
+
+
+def test_norms_as_part_of_it_have_gradients_and_checks_of_custom_operators() -> None:
+    shape = (1, 8, 3, 4, 2, 9)
+    x, w, _ = random_inputs(shape, torch.float64)
+    norms = random_norms(shape, torch.float64)
+    got = torch.autograd.grad(normed_ska(x.requires_grad_(), w.requires_grad_(), *norms).square().sum(), (x, w))
+    want = torch.autograd.grad(separately(x, w, *norms).square().sum(), (x, w))
+    for actual, truth in zip(got, want, strict=True):
+        torch.testing.assert_close(actual, truth)
+    x, w = channels_last(x.detach()), w.detach()
+    tensors = [t for norm in norms for t in norm.state_dict().values() if t.is_floating_point()]
+    opcheck(torch.ops.piip.normed_ska.default, (x, w, *tensors, 1e-5, 1e-5))
+    with FlopCounterMode(display=False) as counter:
+        normed_ska(x, w, *norms)
+    assert counter.get_total_flops() == 2 * 9 * x.numel()
+
+
+def test_norms_for_other_widths_are_refused() -> None:
+    x, w, _ = random_inputs(SHAPES["lsnet"])
+    group_norm, batch_norm = random_norms(SHAPES["lsnet"])
+    with pytest.raises(ConfigError, match="8 weight channels of 9 taps; the GroupNorm is for 4 groups in 72 channels"):
+        normed_ska(x, w, nn.GroupNorm(4, 72), batch_norm)
+    with pytest.raises(ConfigError, match="x has 64 channels; the BatchNorm is for 32"):
+        normed_ska(x, w, group_norm, nn.BatchNorm2d(32))
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 3, 2, 2, 9), (1, 3, 2, 3, 2, 25)], ids=["3x3", "5x5, uneven"])

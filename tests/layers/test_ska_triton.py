@@ -22,6 +22,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SHAPES = {"square": (1, 16, 5, 6, 2, 9), "uneven": (2, 5, 3, 3, 2, 9), "5x5": (1, 4, 2, 3, 1, 25)}
 
 
+# The interpreter cuts bfloat16 off where a GPU rounds.
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+
+
 def inputs(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format) -> tuple[Tensor, ...]:
     b, c, height, width, j, taps = shape
     random = torch.Generator().manual_seed(0)
@@ -31,8 +35,7 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memo
 
 
 def assert_agree(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.dtype) -> None:
-    # The interpreter cuts bfloat16 off where a GPU rounds.
-    tolerance = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
+    tolerance = TOLERANCES[dtype]
     for result, truth in zip(actual, expected, strict=True):
         assert (result.dtype, result.stride()) == (truth.dtype, truth.stride())
         torch.testing.assert_close(result, truth, rtol=tolerance, atol=tolerance)
@@ -63,8 +66,40 @@ def test_interpreted(shape: str, dtype: torch.dtype, memory_format: torch.memory
     assert_agree(actual, (ska_eager.forward(x, w), *ska_eager.backward(grad, x, w)), dtype)
 
 
+def norms(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    """Gain and bias of weights; weight, bias, mean and variance of sums."""
+    _, c, _, _, j, taps = shape
+    random = torch.Generator().manual_seed(1)
+    return [(torch.rand(n, generator=random) + 0.5).to(dtype) for n in (j * taps, j * taps, c, c, c, c)]
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_in_the_interpreter")
+@pytest.mark.parametrize(
+    ("shape", "dtype", "taps_first"),
+    [
+        ("square", torch.float32, False),
+        ("square", torch.bfloat16, True),
+        ("uneven", torch.float16, True),
+        ("5x5", torch.float32, False),
+        ((1, 4, 17, 18, 1, 9), torch.float32, False),  # moments of two parts of the map
+    ],
+)
+def test_interpreted_with_norms(shape: str | tuple[int, ...], dtype: torch.dtype, taps_first: bool) -> None:
+    from piip.layers.kernels import ska_triton
+
+    shape = SHAPES.get(shape, shape)
+    _, x, w = inputs(shape, dtype, torch.channels_last if taps_first else torch.contiguous_format)
+    w = 2 * w + 3
+    if taps_first:
+        w = w.permute(0, 3, 4, 2, 1).contiguous().permute(0, 4, 3, 1, 2)
+    actual = ska_triton.forward_normed(x, w, norms(shape, dtype), (1e-5, 1e-4))
+    expected = ska_eager.forward_normed(x.double(), w.double(), norms(shape, torch.float64), (1e-5, 1e-4))
+    assert (actual.dtype, actual.stride()) == (dtype, x.stride())
+    assert (actual.double() - expected).norm() / expected.norm() < TOLERANCES[dtype]
+
+
 @pytest.mark.skipif(INTERPRETED, reason="compiled in the other process")
-@pytest.mark.parametrize("kernel", ["_forward_kernel", "_backward_kernel"])
+@pytest.mark.parametrize("kernel", ["_forward_kernel", "_backward_kernel", "_moments_kernel", "_normed_kernel"])
 def test_compiles_for_a_gpu_that_is_not_there(kernel: str) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -72,15 +107,35 @@ def test_compiles_for_a_gpu_that_is_not_there(kernel: str) -> None:
     from piip.layers.kernels import ska_triton
 
     function = getattr(ska_triton, kernel)
-    constants = {"KS": 3, "PIXELS": 4, "GROUPS": 8, "CHANNELS": 16, "SUM": triton.language.float32}
-    constants |= {name: 1 for name in ("x_c", "w_j", "gw_j") if name in function.arg_names}
-    tensors = {"grad", "x", "w", "out", "gx", "gw"}
-    signature = {
-        name: "constexpr" if name in constants else "*bf16" if name in tensors else "i32" for name in function.arg_names
-    }
+    constants = {"KS": 3, "TAPS": 9, "STEPS": 8, "PIXELS": 4, "GROUPS": 8, "CHANNELS": 16, "PARTS": 4}
+    constants |= {"SUM": triton.language.float32} | dict.fromkeys(("x_c", "w_j", "gw_j"), 1)
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
+    types = dict.fromkeys(("grad", "x", "w", "out", "gx", "gw", "gain", "bias"), "*bf16")
+    types |= dict.fromkeys(("batch_weight", "batch_bias", "batch_mean", "batch_var"), "*bf16")
+    types |= {"mean": "*fp32", "squares": "*fp32", "eps": "fp32", "batch_eps": "fp32"} | dict.fromkeys(
+        constants, "constexpr"
+    )
+    signature = {name: types.get(name, "i32") for name in function.arg_names}
     source = ASTSource(function, signature, constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
     assert compiled.asm["cubin"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 128, 28, 28, 16, 9), (2, 384, 7, 5, 48, 9), (1, 32, 100, 168, 4, 9)])
+def test_on_a_gpu_with_norms(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    from piip.layers.kernels import ska_triton
+
+    _, x, w = inputs(shape, dtype, memory_format)
+    w = w.permute(0, 3, 4, 2, 1).contiguous().permute(0, 4, 3, 1, 2) if x.stride(1) == 1 else w
+    actual = ska_triton.forward_normed(x.cuda(), w.cuda(), [t.cuda() for t in norms(shape, dtype)], (1e-5, 1e-5))
+    exact = ska_eager.forward_normed(x.double(), w.double(), [t.double() for t in norms(shape, dtype)], (1e-5, 1e-5))
+    assert actual.dtype == dtype
+    assert actual.is_contiguous(memory_format=memory_format)
+    tolerance = TOLERANCES[dtype]
+    assert (actual.cpu().double() - exact).norm() / exact.norm() < tolerance
 
 
 @pytest.mark.gpu

@@ -101,6 +101,24 @@ def test_whole_pyramids_and_detectors_are_fused_and_the_original_stays():
         assert not any(p.requires_grad for n, p in fused.named_parameters() if n.endswith("patch_embed.0.weight"))
 
 
+@pytest.mark.parametrize("setting", ["auto", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_channels_come_last_in_batches_on_a_cpu(dtype, setting, monkeypatch):
+    monkeypatch.setenv("PIIP_KERNELS", setting)
+    torch.manual_seed(0)
+    model = random_norms(LSNet(**TINY))
+    fused = fuse(model.to(dtype))
+    for batch in (1, 3):
+        x = torch.randn(batch, 3, 128, 192, dtype=dtype)
+        with torch.no_grad():
+            want, got = model.float()(x.float()), fused(x)
+        for name, expected in want.items():
+            assert got[name].dtype == dtype
+            error = (got[name] - expected).norm() / expected.norm()
+            assert error < {torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+        assert got["c3"].is_contiguous(memory_format=torch.channels_last) == (batch > 1)
+
+
 def test_a_detector_of_the_zoo_is_fused():
     cfg = model_zoo.get_config("COCO-Detection/retinanet_lsnet_t_1x")
     model = instantiate(cfg.model).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,6 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from ..layers import ska_reference
-from ..layers.kernels import ska_eager
 from ..modeling.fuse import fuse
 from ..modeling.lsnet.blocks import LSConv
 from .folding import fold_norms
@@ -67,8 +67,8 @@ class BackboneCase:
         model = create(self.model, settings).to(settings.dtype)
         fused = fuse(model)
         forms = {
-            _UNFOLD: Form(with_aggregation(ska_reference, fused), image, fused),
-            "plain PyTorch, fused": Form(with_aggregation(ska_eager.forward, fused), image, fused, like=_UNFOLD),
+            _UNFOLD: Form(fuse(with_aggregation(ska_reference, model)), image, fused),
+            "plain PyTorch, fused": Form(_PlainPyTorch(fused), image, fused, like=_UNFOLD),
             "kernels": Form(model, image, like=_UNFOLD),
             "kernels, fused": Form(fused, image, like=_UNFOLD),
             "kernels, fused, channels last": Form(_channels_last(fused), last, fused, like=_UNFOLD),
@@ -105,6 +105,22 @@ PEER_ACCURACY = {
 }
 
 
+class _PlainPyTorch(nn.Module):
+    """A network as it runs where there is neither a compiler nor a GPU."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        before = os.environ.get("PIIP_KERNELS", "auto")
+        os.environ["PIIP_KERNELS"] = "eager"
+        try:
+            return self.network(image)
+        finally:
+            os.environ["PIIP_KERNELS"] = before
+
+
 class _LSConv(LSConv):
     """LS convolution by another function than the operator."""
 
@@ -115,7 +131,7 @@ class _LSConv(LSConv):
 
 
 def with_aggregation(aggregate: Callable[[Tensor, Tensor], Tensor], model: nn.Module) -> nn.Module:
-    """A copy of an LSNet whose LS convolutions aggregate by another function than the operator."""
+    """A copy of an LSNet, not fused yet, whose LS convolutions aggregate by another function than the operator."""
     model = copy.deepcopy(model)
     for module in model.modules():
         if type(module) is LSConv:

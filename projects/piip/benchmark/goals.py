@@ -150,6 +150,7 @@ GPU_GOALS = [
             for cells, must, hoped in (("28x28", 0.6, 0.8), ("14x14", 0.5, 0.7), ("7x7", 0.4, 0.6))
         ),
         Goal("SKA with gradients, 28x28 cells", _SKA.format("28x28", "B256", _BOTH), _KERNELS, "", 0.5, 0.7, _FLOOR),
+        Goal("SKA and norms at once / one by one", "SKA with norms .* B256 .*", "triton.*", "one by one.*", 1.7, 2.1),
         Goal(
             "deformable attention, kernels / grid_sample",
             _DEFORM.format(r"D\d+", _FORWARD),

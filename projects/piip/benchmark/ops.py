@@ -11,13 +11,14 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..layers import deform_attn_reference, ska_reference
+from ..layers import deform_attn_reference, ska, ska_reference
 from ..layers.deform_attn import reference_points, starting_offsets
+from ..layers.kernels import ska_eager
 from ..layers.kernels.choice import backends
 from .records import Row, environment
 from .timing import Settings, in_turns, peak_memory, recorded
 
-__all__ = ["CASES", "DeformAttnCase", "OpCase"]
+__all__ = ["CASES", "DeformAttnCase", "NormedCase", "OpCase"]
 
 # Relative error in the L2 norm that a row may have against float64.
 _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -76,6 +77,41 @@ class OpCase:
         b, c, size = self.batch, self.channels, self.size
         shapes = (b, c, *size), (b, c // 8, 9, *size), (b, c, *size)
         return tuple(torch.randn(s, device=settings.device).to(settings.dtype) for s in shapes)
+
+
+class NormedCase(OpCase):
+    """SKA with the norms and the residual connection of LS convolution, in inference."""
+
+    @property
+    def name(self) -> str:
+        return super().name.replace("SKA", "SKA with norms")
+
+    def measure(self, settings: Settings) -> list[Row]:
+        """Rows of the operators one by one, SKA on the fastest kernels, and of all backends' operator for all of them.
+
+        Raises:
+            ArithmeticError: when a result is wrong.
+        """
+        inputs = _several(self._inputs, settings)
+        j = self.channels // 8
+        norms = [torch.rand(9 * j), torch.rand(9 * j), *(torch.rand(self.channels) for _ in range(4))]
+        norms = [(t + 0.5).to(settings.device, settings.dtype) for t in norms]
+
+        def run(forward_normed: Callable[..., Tensor], x: Tensor, w: Tensor, _: Tensor) -> tuple[Tensor]:
+            return (forward_normed(x, w, [t.to(x.dtype) for t in norms], (1e-5, 1e-5)),)
+
+        one_by_one = partial(ska_eager.forward_normed, aggregate=ska)
+        ways = {"one by one": (partial(run, one_by_one), inputs)}
+        ways["one by one, channels last"] = partial(run, one_by_one), _channels_last(inputs)
+        for name, module in backends("ska", settings.device).items():
+            for order, given in {
+                name: inputs,
+                f"{name}, channels last": _channels_last(inputs, taps_first=True),
+            }.items():
+                if (module.missing() or module.obstacle(*given[0][:2])) is None:
+                    ways[order] = partial(run, module.forward_normed), given
+        (exact,) = run(one_by_one, *(t.double() for t in inputs[0]))
+        return _rows(self.name, ways, (exact,), settings)
 
 
 @dataclass(frozen=True)
@@ -153,6 +189,8 @@ CASES = [
 CASES += [
     OpCase(size, channels, 256, backward, device="cuda") for backward in (False, True) for size, channels in _LSNET_B
 ]
+CASES += [NormedCase(size, channels, batch, backward=False) for size, channels in _LSNET_B for batch in (1, 8)]
+CASES += [NormedCase(size, channels, 256, backward=False, device="cuda") for size, channels in _LSNET_B]
 CASES += [
     DeformAttnCase(*shape, backward)  # PIIP-TSB at 1568, 1120 and 672 pixels
     for backward in (False, True)
@@ -205,13 +243,15 @@ def _backend(module: ModuleType, backward: bool, *inputs: Tensor, **sizes: list[
     return (out, *module.backward(grad, *inputs, **sizes)) if backward else (out,)
 
 
-def _channels_last(inputs: list[Inputs]) -> list[Inputs]:
-    """As convolutions of channels-last memory write them."""
+def _channels_last(inputs: list[Inputs], taps_first: bool = False) -> list[Inputs]:
+    """As convolutions of channels-last memory write them; weight channels after taps, or before them."""
+    last = torch.channels_last
 
     def weights(w: Tensor) -> Tensor:
-        return w.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
+        w = w.transpose(1, 2) if taps_first else w
+        flat = w.flatten(1, 2).contiguous(memory_format=last).unflatten(1, w.shape[1:3])
+        return flat.transpose(1, 2) if taps_first else flat
 
-    last = torch.channels_last
     return [
         (x.contiguous(memory_format=last), weights(w), grad.contiguous(memory_format=last)) for x, w, grad in inputs
     ]

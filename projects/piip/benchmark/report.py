@@ -43,7 +43,8 @@ folded. It uses fused attention, like ours.
 _INTRODUCTIONS = {
     "ops": "Operators alone: laid out as published (unfold, grid_sample, written out), and ours. `eager` is plain "
     "PyTorch, `cpp` is compiled when first used, `triton` is for GPUs. A copy of the input shows what reading and "
-    "writing it once takes. MB is memory beyond the inputs.",
+    "writing it once takes. MB is memory beyond the inputs. `SKA with norms`: the norm of its weights, the norm of its "
+    "sums and the residual connection are computed with it, as fused models do, or one by one.",
     "backbones": "Inference. PIIP and single ViTs with the feature pyramid of a Mask R-CNN on top, LSNet and its peers "
     "as classifiers. GMACs (billions of multiply-adds per image) are counted by one counter for all; peak MB is what "
     "is alive at once beside weights and image.",

@@ -6,7 +6,7 @@ from .cpu_half import Float32Conv2d, Float32Linear
 from .deform_attn import DeformAttn
 from .ms_deform_attn import MSDeformAttn
 from .sampling import deform_attn, deform_attn_reference
-from .ska import ska, ska_reference
+from .ska import normed_ska, ska, ska_reference
 from .windows import window_partition, window_unpartition
 from .winograd import WinogradConv2d
 
@@ -20,6 +20,7 @@ __all__ = [
     "deform_attn",
     "deform_attn_reference",
     "grid_attention",
+    "normed_ska",
     "ska",
     "ska_reference",
     "window_partition",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .exporting import is_exporting
 
-__all__ = ["CPUConv2d", "PointwiseConv2d", "is_plain"]
+__all__ = ["CPUConv2d", "PointwiseConv2d", "batch_channels_last", "is_plain"]
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -62,7 +62,8 @@ class CPUConv2d(nn.Conv2d, ABC):
 class PointwiseConv2d(CPUConv2d):
     """A 1x1 convolution of stride 1: one product for all images of a batch, channels last, in place of one per image.
 
-    It pays where maps are small, as LSNet's are.
+    It pays where maps are small, as LSNet's are, and where what is before and after it has channels last, too: see
+    :func:`batch_channels_last`.
 
     Shape:
         (B, in_channels, H, W) -> (B, out_channels, H, W)
@@ -73,3 +74,11 @@ class PointwiseConv2d(CPUConv2d):
 
     def product(self, x: Tensor) -> Tensor:
         return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+def batch_channels_last(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """A hook before modules with layers of :class:`PointwiseConv2d`: puts channels last where these compute."""
+    x = inputs[0]
+    if not x.is_cpu or is_exporting() or torch.jit.is_tracing() or len(x) == 1:
+        return None
+    return (x.contiguous(memory_format=torch.channels_last),)

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import ConfigError
-from ..layers.cpu_conv import PointwiseConv2d
+from ..layers.cpu_conv import PointwiseConv2d, batch_channels_last
 from ..layers.cpu_half import Float32Conv2d, Float32Linear, lacks_instructions
 from ..layers.winograd import WinogradConv2d
 from .interaction import Injector
-from .lsnet.blocks import ConvNorm, LargeKernelPerception, RepDW
+from .lsnet.blocks import ConvNorm, FusedLSConv, LargeKernelPerception, LSConv, RepDW
+from .lsnet.body import LSNetBody
 from .lsnet.classifier import Head
 from .meta_arch.semantic_segmentor import SemanticSegmentor
 from .necks import ChannelMapper, Doubling, SimplePyramidNeck
@@ -33,8 +34,8 @@ def fuse(module: nn.Module) -> nn.Module:
     """A copy of a model that computes the same, but for rounding, with fewer layers.
 
     * LSNet: every convolution takes in its BatchNorm, a re-parameterisable depthwise convolution becomes one 3x3
-      convolution, and a classifier's linear layer takes in the norm before it. Norms after LS convolution stay, since
-      weights that depend on the image are before them.
+      convolution, and a classifier's linear layer takes in the norm before it. Weights that depend on the image can
+      take in no norm: the norms of LS convolution are computed with its aggregation, by :func:`piip.layers.normed_ska`.
     * The simple feature pyramid: the transposed convolution that ends a level and the 1x1 convolution with which an FPN
       (or what DINO and UPerNet have instead) begins become one, with a quarter of their computation or less.
     * Transformers, ConvNeXt and interactions: the layers before a residual connection take in its scale.
@@ -85,6 +86,11 @@ def _pointwise(conv: nn.Conv2d) -> nn.Conv2d:
     return PointwiseConv2d(conv) if plain else conv
 
 
+def _order_memory(body: LSNetBody) -> bool:
+    body.patch_embed.register_forward_pre_hook(batch_channels_last)
+    return False
+
+
 def _fuse_perception(perception: LargeKernelPerception) -> bool:
     last = perception.cv4
     perception.cv4 = _pointwise(last)
@@ -108,7 +114,7 @@ def _fuse_head(head: Head) -> nn.Linear:
     return fused
 
 
-_REPLACED = {ConvNorm: _fuse_conv_norm, RepDW: _fuse_rep_dw, Head: _fuse_head}
+_REPLACED = {ConvNorm: _fuse_conv_norm, RepDW: _fuse_rep_dw, LSConv: FusedLSConv, Head: _fuse_head}
 
 
 def _scale(layer: nn.Module, gamma: Tensor) -> None:
@@ -224,6 +230,7 @@ _FOLDED: dict[type | tuple[type, ...], Callable[[nn.Module], bool]] = {
     Block: _fold_block,
     ConvNeXtBlock: _fold_convnext_block,
     Injector: _fold_injector,
+    LSNetBody: _order_memory,
     LargeKernelPerception: _fuse_perception,
     (FPN, ChannelMapper, SemanticSegmentor): _fold_laterals,
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 from .cpu_library import library_problem, load_library
 from .memory import dense, dense_like, is_channels_last
 
-__all__ = ["backward", "forward", "missing", "obstacle"]
+__all__ = ["backward", "forward", "forward_normed", "missing", "obstacle"]
 
 _SOURCE = Path(__file__).with_name("ska_cpu.cpp")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -43,6 +43,15 @@ def forward(x: Tensor, w: Tensor) -> Tensor:
     return out
 
 
+def forward_normed(x: Tensor, w: Tensor, norms: Sequence[Tensor], eps: Sequence[float]) -> Tensor:
+    """See :func:`piip.layers.normed_ska`."""
+    x, out = dense(x), dense_like(x)
+    norms = [t.to(torch.promote_types(x.dtype, torch.float32)).contiguous() for t in norms]
+    pointers = (ctypes.c_void_p * len(norms))(*(t.data_ptr() for t in norms))
+    _call("forward_normed", x, w, (x, w, out), w.stride(), pointers, *map(ctypes.c_double, eps))
+    return out
+
+
 def backward(grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`forward` with respect to ``x`` and ``w``."""
     x, gx, gw = dense(x), dense_like(x), torch.empty_like(w)
@@ -50,8 +59,8 @@ def backward(grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return gx, gw
 
 
-def _call(name: str, x: Tensor, w: Tensor, tensors: Sequence[Tensor], strides: Sequence[int]) -> None:
+def _call(name: str, x: Tensor, w: Tensor, tensors: Sequence[Tensor], strides: Sequence[int], *more: object) -> None:
     function = getattr(load_library(_SOURCE), f"ska_{name}_{str(x.dtype).removeprefix('torch.')}")
     sizes = (x.shape[0], x.shape[1], *w.shape[1::2], w.shape[4], *strides)
     pointers = [ctypes.c_void_p(t.data_ptr()) for t in tensors]
-    function(is_channels_last(x), (ctypes.c_int64 * len(sizes))(*sizes), *pointers, torch.get_num_threads())
+    function(is_channels_last(x), (ctypes.c_int64 * len(sizes))(*sizes), *pointers, *more, torch.get_num_threads())

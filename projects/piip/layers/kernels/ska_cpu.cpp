@@ -1,4 +1,4 @@
-// SKA with 3x3 taps on the CPU, forward and both gradients in one pass.
+// SKA with 3x3 taps on the CPU, forward and both gradients in one pass; forward also with the norms of LS convolution.
 //
 // Needs only a C++17 compiler that knows GCC's vector types; with OpenMP it runs on several threads.
 //
@@ -9,6 +9,7 @@
 // the J weight channels of one pixel where they come last. The C / J channels that share weights are called groups.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -56,6 +57,13 @@ struct Simd {
   static Vector masked(const Vector& v, const Bits* mask) {
     return reinterpret_cast<Vector>(reinterpret_cast<Mask>(v) & *reinterpret_cast<const Mask*>(mask));
   }
+  template <typename T>
+  static Vector read(const T* p) {
+    if constexpr (std::is_same_v<T, A>) return at(p);
+    Vector values;
+    for (int64_t i = 0; i < width; ++i) values[i] = A(p[i]);
+    return values;
+  }
   static Vector& at(A* p) { return *reinterpret_cast<Vector*>(p); }
   static const Vector& at(const A* p) { return *reinterpret_cast<const Vector*>(p); }
 };
@@ -68,7 +76,8 @@ struct Offsets {
 template <typename A>
 struct Sides {
   std::vector<typename Simd<A>::Bits> left, right;
-  Sides(int64_t rows, int64_t width) : left(rows * width, ~typename Simd<A>::Bits(0)), right(left) {
+  Sides(int64_t rows, int64_t width)
+      : left(rows * width + Simd<A>::width, ~typename Simd<A>::Bits(0)), right(left) {
     for (int64_t y = 0; y < rows; ++y) left[y * width] = right[(y + 1) * width - 1] = 0;
   }
   // Of a vector of tap k, which starts at pixel i, nothing stays where there is no neighbour.
@@ -77,24 +86,51 @@ struct Sides {
   }
 };
 
+// What is done to weights before, and to sums after.
+template <typename A>
+struct Plain {
+  typedef typename Simd<A>::Vector Vector;
+  Vector weight(int, int64_t, const Vector& w) const { return w; }
+  Vector sum(int64_t, int64_t, const Vector& sum, const Vector&) const { return sum; }
+};
+
+// Weights are scaled and shifted by tap, sums by group, then x is added. Lanes have factors of their own, or all one.
+template <typename A, bool OfLanes>
+struct Normed {
+  typedef typename Simd<A>::Vector Vector;
+  const A *w_scale, *w_shift, *scale, *shift;
+  int64_t step;  // between taps, and between groups
+  static Vector load(const A* p, int64_t i) {
+    if constexpr (OfLanes) return Simd<A>::at(p + i);
+    return *p - Vector{};  // which is *p, also of -0
+  }
+  Vector weight(int k, int64_t i, const Vector& w) const {
+    return w * load(w_scale + k * step, i) + load(w_shift + k * step, i);
+  }
+  Vector sum(int64_t g, int64_t i, const Vector& sum, const Vector& x) const {
+    return x + (sum * load(scale + g * step, i) + load(shift + g * step, i));
+  }
+};
+
 // out[g][i] = sum over taps k of x[g][x_taps[k] + i] * w[w_taps[k] + i]
 // The last vector ends with the last lane where there are enough of them; fewer need memory for a whole vector.
-template <typename A>
+template <typename A, typename Norms = Plain<A>>
 inline void sum_taps(int64_t lanes, int64_t groups, int64_t x_step, const A* x, const Offsets& x_taps, const A* w,
-                     const Offsets& w_taps, int64_t out_step, A* out, const Sides<A>* sides = nullptr) {
+                     const Offsets& w_taps, int64_t out_step, A* out, const Sides<A>* sides = nullptr,
+                     const Norms& norms = {}) {
   using S = Simd<A>;
   for (int64_t next = 0; next < lanes; next += S::width) {
     const int64_t i = std::max<int64_t>(std::min(next, lanes - S::width), 0);
     typename S::Vector weight[kTaps];
     for (int k = 0; k < kTaps; ++k) {
-      weight[k] = S::at(w + w_taps.of[k] + i);
+      weight[k] = norms.weight(k, i, S::at(w + w_taps.of[k] + i));
       if (sides) weight[k] = sides->only_inside(k, i, weight[k]);
     }
     for (int64_t g = 0; g < groups; ++g) {
       const A* here = x + g * x_step + i;
       typename S::Vector sum = S::at(here + x_taps.of[0]) * weight[0];
       for (int k = 1; k < kTaps; ++k) sum += S::at(here + x_taps.of[k]) * weight[k];
-      S::at(out + g * out_step + i) = sum;
+      S::at(out + g * out_step + i) = norms.sum(g, i, sum, S::at(here + x_taps.of[kTaps / 2]));
     }
   }
 }
@@ -135,6 +171,18 @@ template <typename T>
 struct View {
   T* data;
   int64_t parts, image, part, j, row, column;
+};
+
+template <typename A>
+struct GroupNorm {
+  const A *weight, *bias;  // (J, taps)
+  double eps;
+};
+
+template <typename A>
+struct BatchNorm {
+  const A *weight, *bias, *mean, *variance;
+  double eps;
 };
 
 // The memory of a packed tile, in elements.
@@ -178,25 +226,47 @@ class Ska {
   }
 
   void forward(View<T> x, View<T> w, View<T> out, int threads) const {
-    if constexpr (std::is_same_v<T, A>)
-      if (is_like_packed(w)) return forward_in_place(x, w, out, threads);
-    const int64_t inputs = map_size() + weight_size();
-    for_tiles(threads, inputs, map_size(), [&](const Tile& tile, A* buffer) {
-      A *in = buffer, *weight = in + map_size(), *sum = buffer + inputs;
-      pack(tile, 1, x, in, maps);
-      pack(tile, 0, w, weight, weights);
-      zero_sideways(tile, 0, weight);
-      for_vectors(tile, [&](int64_t pixel, int64_t n) {
-        sum_taps(n, groups, maps.part, in + pixel * maps.pixel, taps, weight + pixel * weights.pixel, own_weight,
-                 maps.part, sum + pixel * maps.pixel);
-      });
-      unpack(tile, out, sum, maps);
-    });
+    sum_tiles(x, w, out, threads, [](const Tile&) { return Plain<A>(); });
+  }
+
+  // The same with what LS convolution has around it: weights are normalised over the pixels and taps of a weight
+  // channel, sums by the statistics of their channel, and x is added.
+  void forward_normed(View<T> x, View<T> w, View<T> out, const GroupNorm<A>& group_norm, const BatchNorm<A>& batch_norm,
+                      int threads) const {
+    const int64_t step = Simd<A>::round_up(j), of_image = kTaps * step;
+    std::vector<A> w_scale(batch * of_image), w_shift(batch * of_image), scale(groups * step), shift(groups * step);
+    for (int64_t c = 0; c < groups * j; ++c) {
+      const double factor = batch_norm.weight[c] / std::sqrt(double(batch_norm.variance[c]) + batch_norm.eps);
+      scale[c / j * step + c % j] = A(factor);
+      shift[c / j * step + c % j] = A(batch_norm.bias[c] - batch_norm.mean[c] * factor);
+    }
+    const int64_t block = channels_last ? Simd<A>::width : 1, blocks = (j + block - 1) / block;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < batch * blocks; ++i) {
+      const int64_t image = i / blocks, first = i % blocks * block;
+      const Moments moments = moments_of(w, image, first, std::min(block, j - first), group_norm.eps);
+      for (int64_t k = 0; k < kTaps; ++k)
+        for (size_t n = 0; n < moments.mean.size(); ++n) {
+          const int64_t channel = first + n, there = image * of_image + k * step + channel;
+          const double factor = group_norm.weight[channel * kTaps + k] * moments.inverse_deviation[n];
+          w_scale[there] = A(factor);
+          w_shift[there] = A(group_norm.bias[channel * kTaps + k] - moments.mean[n] * factor);
+        }
+    }
+    const auto norms = [&](const Tile& tile, auto of_lanes) {
+      const int64_t start = tile.image * of_image + tile.channel;
+      return Normed<A, decltype(of_lanes)::value>{w_scale.data() + start, w_shift.data() + start,
+                                                  scale.data() + tile.channel, shift.data() + tile.channel, step};
+    };
+    if (channels_last)
+      sum_tiles(x, w, out, threads, [&](const Tile& tile) { return norms(tile, std::true_type()); });
+    else
+      sum_tiles(x, w, out, threads, [&](const Tile& tile) { return norms(tile, std::false_type()); });
   }
 
   void backward(View<T> grad, View<T> x, View<T> w, View<T> gx, View<T> gw, int threads) const {
     if constexpr (std::is_same_v<T, A>)
-      if (is_like_packed(gw)) return backward_in_place(grad, x, w, gx, gw, threads);
+      if (!channels_last && is_like_packed(gw)) return backward_in_place(grad, x, w, gx, gw, threads);
     const int64_t inputs = 2 * map_size() + weight_size();
     for_tiles(threads, inputs, map_size() + weight_size(), [&](const Tile& tile, A* buffer) {
       A *in = buffer, *out_grad = in + map_size(), *weight = out_grad + map_size();
@@ -226,18 +296,107 @@ class Ska {
   // Whether packing would change no order, nor leave less than a vector of a tile. It is done then only for what needs
   // zeros around a tile; the rest is read and written where it is.
   bool is_like_packed(const View<T>& view) const {
-    return !channels_last && view.column == 1 && view.row == width && height / bands * width >= Simd<A>::width;
+    if (channels_last) return view.j == 1 && j >= Simd<A>::width;
+    return view.column == 1 && view.row == width && height / bands * width >= Simd<A>::width;
   }
 
-  void forward_in_place(View<T> x, View<T> w, View<T> out, int threads) const {
-    const Sides<A> sides(rows, width);
-    Offsets planes;
-    for (int k = 0; k < kTaps; ++k) planes.of[k] = k * w.part;
+  template <typename NormsOf>
+  void sum_tiles(View<T> x, View<T> w, View<T> out, int threads, const NormsOf& norms_of) const {
+    const Sides<A> sides(channels_last ? 0 : rows, width);
+    if constexpr (std::is_same_v<T, A>)
+      if (is_like_packed(w)) return sum_tiles_in_place(x, w, out, threads, sides, norms_of);
+    const int64_t inputs = map_size() + weight_size();
+    for_tiles(threads, inputs, map_size(), [&](const Tile& tile, A* buffer) {
+      A *in = buffer, *weight = in + map_size(), *sum = buffer + inputs;
+      pack(tile, 1, x, in, maps);
+      pack(tile, 0, w, weight, weights);
+      const auto norms = norms_of(tile);
+      for_vectors(tile, [&](int64_t pixel, int64_t n) {
+        sum_taps(n, groups, maps.part, in + pixel * maps.pixel, taps, weight + pixel * weights.pixel, own_weight,
+                 maps.part, sum + pixel * maps.pixel, channels_last ? nullptr : &sides, norms);
+      });
+      unpack(tile, out, sum, maps);
+    });
+  }
+
+  template <typename NormsOf>
+  void sum_tiles_in_place(View<T> x, View<T> w, View<T> out, int threads, const Sides<A>& sides,
+                          const NormsOf& norms_of) const {
+    Offsets w_taps;
+    for (int k = 0; k < kTaps; ++k) w_taps.of[k] = k * w.part;
     for_tiles(threads, map_size(), 0, [&](const Tile& tile, A* in) {
       pack(tile, 1, x, in, maps);
-      const int64_t n = (tile.bottom - tile.top) * width;
-      sum_taps(n, groups, maps.part, in, taps, start(w, tile), planes, out.part, start(out, tile), &sides);
+      const int64_t count = tile.bottom - tile.top;
+      const auto norms = norms_of(tile);
+      const A* weight = start(w, tile);
+      A* sum = start(out, tile);
+      if (!channels_last)
+        return sum_taps(count * width, groups, maps.part, in, taps, weight, w_taps, out.part, sum, &sides, norms);
+      for (int64_t y = 0; y < count; ++y)
+        for (int64_t x = 0; x < width; ++x)
+          sum_taps(j, groups, maps.part, in + (y * pitch + x) * maps.pixel, taps, weight + y * w.row + x * w.column,
+                   w_taps, out.part, sum + y * out.row + x * out.column, static_cast<const Sides<A>*>(nullptr), norms);
     });
+  }
+
+  struct Moments {
+    std::vector<double> mean, inverse_deviation;  // of weight channels
+  };
+
+  // Of channels side by side; in two passes, which lose no digits where the mean is large.
+  Moments moments_of(const View<T>& w, int64_t image, int64_t first, int64_t channels, double eps) const {
+    const double count = double(kTaps) * height * width;
+    Moments moments{std::vector<double>(channels), std::vector<double>(channels)};
+    const T* start = w.data + image * w.image + first * w.j;
+    std::vector<A> origins(channels);
+    add_up(w, start, origins, moments.mean, [](const auto& v) { return v; });
+    for (double& m : moments.mean) m /= count;
+    std::transform(moments.mean.begin(), moments.mean.end(), origins.begin(), [](double m) { return A(m); });
+    add_up(w, start, origins, moments.inverse_deviation, [](const auto& v) { return v * v; });
+    for (double& v : moments.inverse_deviation) v = 1 / std::sqrt(v / count + eps);
+    return moments;
+  }
+
+  // sums[j] = term(weight - origin[j]) over taps and pixels
+  template <typename Term>
+  void add_up(const View<T>& w, const T* start, const std::vector<A>& origins, std::vector<double>& sums,
+              const Term& term) const {
+    using S = Simd<A>;
+    const int64_t channels = origins.size();
+    if (w.column == 1) {
+      const bool dense = w.row == width;
+      const int64_t lines = dense ? 1 : height, n = dense ? height * width : width, whole = n / S::width * S::width;
+      for (int64_t channel = 0; channel < channels; ++channel) {
+        typename S::Vector lanes{};
+        A rest(0);
+        for (int64_t k = 0; k < kTaps; ++k)
+          for (int64_t line = 0; line < lines; ++line) {
+            const T* from = start + channel * w.j + k * w.part + line * w.row;
+            for (int64_t i = 0; i < whole; i += S::width) lanes += term(S::read(from + i) - origins[channel]);
+            for (int64_t i = whole; i < n; ++i) rest += term(A(from[i]) - origins[channel]);
+          }
+        for (int64_t i = 0; i < S::width; ++i) sums[channel] += lanes[i];
+        sums[channel] += rest;
+      }
+      return;
+    }
+    const bool vector = w.j == 1 && channels == S::width;
+    std::vector<A> row(channels);
+    for (int64_t y = 0; y < height; ++y) {
+      std::fill(row.begin(), row.end(), A(0));
+      typename S::Vector lanes[kTaps]{};
+      for (int64_t x = 0; x < width; ++x) {
+        const T* from = start + y * w.row + x * w.column;
+        for (int64_t k = 0; k < kTaps; ++k)
+          if (vector)
+            lanes[k] += term(S::read(from + k * w.part) - S::at(origins.data()));
+          else
+            for (int64_t i = 0; i < channels; ++i) row[i] += term(A(from[k * w.part + i * w.j]) - origins[i]);
+      }
+      if (vector)
+        for (int64_t k = 0; k < kTaps; ++k) S::at(row.data()) += lanes[k];
+      for (int64_t i = 0; i < channels; ++i) sums[i] += row[i];
+    }
   }
 
   void backward_in_place(View<T> grad, View<T> x, View<T> w, View<T> gx, View<T> gw, int threads) const {
@@ -369,6 +528,15 @@ void run_forward(bool channels_last, const int64_t* sizes, void* x, void* w, voi
   ska.forward(ska.map(x), ska.weight(w, sizes + 5), ska.map(out), threads);
 }
 
+// norms: weight and bias of the GroupNorm, weight, bias, mean and variance of the BatchNorm.
+template <typename T, typename A>
+void run_forward_normed(bool channels_last, const int64_t* sizes, void* x, void* w, void* out, const A* const* norms,
+                        double eps, double batch_eps, int threads) {
+  Ska<T, A> ska(channels_last, sizes);
+  ska.forward_normed(ska.map(x), ska.weight(w, sizes + 5), ska.map(out), {norms[0], norms[1], eps},
+                     {norms[2], norms[3], norms[4], norms[5], batch_eps}, threads);
+}
+
 template <typename T, typename A>
 void run_backward(bool channels_last, const int64_t* sizes, void* grad, void* x, void* w, void* gx, void* gw,
                   int threads) {
@@ -384,6 +552,10 @@ void run_backward(bool channels_last, const int64_t* sizes, void* grad, void* x,
   extern "C" void ska_forward_##NAME(int channels_last, const int64_t* sizes, void* x, void* w, void* out,          \
                                      int threads) {                                                                  \
     run_forward<T, A>(channels_last, sizes, x, w, out, threads);                                                    \
+  }                                                                                                                  \
+  extern "C" void ska_forward_normed_##NAME(int channels_last, const int64_t* sizes, void* x, void* w, void* out,   \
+                                            const A* const* norms, double eps, double batch_eps, int threads) {      \
+    run_forward_normed<T, A>(channels_last, sizes, x, w, out, norms, eps, batch_eps, threads);                       \
   }                                                                                                                  \
   extern "C" void ska_backward_##NAME(int channels_last, const int64_t* sizes, void* grad, void* x, void* w,        \
                                       void* gx, void* gw, int threads) {                                             \

@@ -7,7 +7,7 @@ without their memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .memory import dense_like, is_channels_last
 
-__all__ = ["backward", "forward", "missing", "obstacle"]
+__all__ = ["backward", "forward", "forward_normed", "missing", "obstacle"]
 
 # Elements of x per block, whose buffers then take 16 MB in float32; smaller ones leave threads without work.
 _BLOCK = 1024 * 1024
@@ -45,6 +45,20 @@ def forward(x: Tensor, w: Tensor) -> Tensor:
         if total is not block_out:
             block_out.copy_(maps.gather(total))
     return out
+
+
+def forward_normed(
+    x: Tensor,
+    w: Tensor,
+    norms: Sequence[Tensor],
+    eps: Sequence[float],
+    aggregate: Callable[[Tensor, Tensor], Tensor] = forward,
+) -> Tensor:
+    """See :func:`piip.layers.normed_ska`; ``aggregate`` is what computes SKA."""
+    gain, bias, *batch_norm = norms
+    normed = F.group_norm(w.flatten(1, 2).contiguous(), w.shape[1], gain, bias, eps[0]).unflatten(1, w.shape[1:3])
+    weight, bias, mean, var = batch_norm
+    return x + F.batch_norm(aggregate(x, normed.to(x.dtype)), mean, var, weight, bias, eps=eps[1])
 
 
 def backward(grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

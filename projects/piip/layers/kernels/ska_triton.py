@@ -2,13 +2,15 @@
 
 A program owns some pixels of some weight channels and all channels of ``x`` that share these, so weights are
 loaded once. The gradient of ``x`` gathers what its pixel gave to others, which needs no atomic additions; one kernel
-makes both gradients.
+makes both gradients. With the norms of LS convolution, a first kernel computes mean and variance of parts of the map,
+which the programs of a second one put together.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
@@ -17,11 +19,14 @@ from torch import Tensor
 
 from .memory import dense, dense_like, is_channels_last
 
-__all__ = ["backward", "forward", "missing", "obstacle"]
+__all__ = ["backward", "forward", "forward_normed", "missing", "obstacle"]
 
 # Elements of x per program.
 _BLOCK = 512
 _MAX_GROUPS = 64
+# Pixels of a part of the map, whose mean and variance a program computes, and parts at most.
+_PART, _MAX_PARTS = 256, 64
+_SUMS = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 def missing() -> str | None:
@@ -48,6 +53,31 @@ def forward(x: Tensor, w: Tensor) -> Tensor:
     return out
 
 
+def forward_normed(x: Tensor, w: Tensor, norms: Sequence[Tensor], eps: Sequence[float]) -> Tensor:
+    """See :func:`piip.layers.normed_ska`."""
+    x, out = dense(x), dense_like(x)
+    (b, _, height, width), j, sums = x.shape, w.shape[1], torch.promote_types(x.dtype, torch.float32)
+    # A power of two, since there are kernels of their own for every size.
+    part = _PART * triton.next_power_of_2(triton.cdiv(height * width, _PART * _MAX_PARTS))
+    parts = triton.cdiv(height * width, part)
+    channels = min(triton.next_power_of_2(j), 32 if w.stride(1) == 1 else 1)
+    pixels = min(_BLOCK // channels, part)
+    moments = torch.empty(2, b, parts, j, dtype=sums, device=x.device)
+    with _device_of(x):
+        _moments_kernel[(b * parts, triton.cdiv(j, channels))](
+            *(w, *moments),
+            *(j, height, width, parts, *w.stride()),
+            TAPS=w.shape[2],
+            STEPS=part // pixels,
+            PIXELS=pixels,
+            CHANNELS=channels,
+            SUM=_SUMS[sums],
+        )
+    tensors = x, w, out, *moments, *(t.contiguous() for t in norms)
+    _launch(_normed_kernel, x, w, tensors, w.stride(), part, parts, *eps, PARTS=triton.next_power_of_2(parts))
+    return out
+
+
 def backward(grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`forward` with respect to ``x`` and ``w``."""
     x, gx, gw = dense(x), dense_like(x), torch.empty_like(w)
@@ -55,25 +85,39 @@ def backward(grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return gx, gw
 
 
-def _launch(kernel: triton.JITFunction, x: Tensor, w: Tensor, tensors: tuple[Tensor, ...], strides: tuple) -> None:
+def _device_of(x: Tensor) -> AbstractContextManager[object]:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def _launch(
+    kernel: triton.JITFunction,
+    x: Tensor,
+    w: Tensor,
+    tensors: tuple[Tensor, ...],
+    strides: tuple[int, ...],
+    *numbers: float,
+    **constants: int,
+) -> None:
     (b, c, height, width), j = x.shape, w.shape[1]
     groups = triton.next_power_of_2(triton.cdiv(c, j))
     # Neighbours in memory belong to one program.
     channels = min(triton.next_power_of_2(j), 32 if is_channels_last(x) else 1)
     pixels = max(1, min(triton.next_power_of_2(height * width), _BLOCK // (groups * channels)))
     blocks = triton.cdiv(height * width, pixels), triton.cdiv(j, channels)
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with _device_of(x):
         kernel[(b * math.prod(blocks),)](
             *tensors,
             *(c, j, height, width),
             *blocks,
             *x.stride(),
             *strides,
+            *numbers,
             KS=math.isqrt(w.shape[2]),
             PIXELS=pixels,
             GROUPS=groups,
             CHANNELS=channels,
-            SUM=tl.float64 if x.dtype == torch.float64 else tl.float32,
+            SUM=_SUMS[torch.promote_types(x.dtype, torch.float32)],
+            **constants,
         )
 
 
@@ -120,6 +164,82 @@ def _forward_kernel(
         weight = tl.load(w + k * w_k, mask=weight_mask, other=0.0)
         total += _product(value, weight, SUM)
     tl.store(out + image * x_b + cc * x_c + py * x_y + px * x_x, total, mask=mask)
+
+
+@triton.jit
+def _moments_kernel(
+    w, mean, squares,
+    j, height, width, parts, w_b, w_j, w_k, w_y, w_x,
+    TAPS: tl.constexpr, STEPS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    """Means and sums of squared distances from them, of a part of the pixels and all taps."""
+    first, image = tl.program_id(0) % parts * (STEPS * PIXELS), (tl.program_id(0) // parts).to(tl.int64)
+    last = tl.minimum(first + STEPS * PIXELS, height * width)
+    jj = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    w += image * w_b + jj * w_j
+    pixels = first + tl.arange(0, PIXELS)[:, None]
+    total = tl.zeros((PIXELS, CHANNELS), SUM)
+    for step in range(STEPS):
+        pixel = pixels + step * PIXELS
+        for k in tl.static_range(TAPS):
+            here = w + k * w_k + pixel // width * w_y + pixel % width * w_x
+            total += tl.load(here, mask=(pixel < last) & (jj < j), other=0.0).to(SUM)
+    centre = tl.sum(total, axis=0, keep_dims=True) / ((last - first) * TAPS)
+    total = tl.zeros((PIXELS, CHANNELS), SUM)
+    for step in range(STEPS):
+        pixel = pixels + step * PIXELS
+        mask = (pixel < last) & (jj < j)
+        for k in tl.static_range(TAPS):
+            here = w + k * w_k + pixel // width * w_y + pixel % width * w_x
+            distance = tl.load(here, mask=mask, other=0.0).to(SUM) - centre
+            total += tl.where(mask, distance * distance, 0.0)
+    out = tl.program_id(0).to(tl.int64) * j + jj
+    tl.store(mean + out, centre, mask=jj < j)
+    tl.store(squares + out, tl.sum(total, axis=0, keep_dims=True), mask=jj < j)
+
+
+@triton.jit
+def _normed_kernel(
+    x, w, out, mean, squares, gain, bias, batch_weight, batch_bias, batch_mean, batch_var,
+    c, j, height, width, pixel_blocks, j_blocks,
+    x_b, x_c, x_y, x_x,
+    w_b, w_j, w_k, w_y, w_x,
+    part, parts, eps, batch_eps,
+    KS: tl.constexpr, PIXELS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
+    PARTS: tl.constexpr,
+):  # fmt: skip
+    image, py, px, cc, jj, mask, weight_mask = _tile(
+        c, j, height, width, pixel_blocks, j_blocks, PIXELS, GROUPS, CHANNELS
+    )
+    # Moments of the whole map, by Chan's formula.
+    index = tl.arange(0, PARTS)[:, None, None]
+    taken = (index < parts) & (jj < j)
+    moments = (image * parts + index) * j + jj
+    counts = tl.where(taken, KS * KS * tl.minimum(part, height * width - index * part), 0).to(SUM)
+    means = tl.load(mean + moments, mask=taken, other=0.0)
+    count = KS * KS * height * width
+    centre = tl.sum(counts * means, axis=0, keep_dims=True) / count
+    distances = tl.load(squares + moments, mask=taken, other=0.0) + counts * (means - centre) * (means - centre)
+    factor = 1 / tl.sqrt(tl.sum(distances, axis=0, keep_dims=True) / count + eps)
+    x += image * x_b + cc * x_c
+    w += image * w_b + jj * w_j + py * w_y + px * w_x
+    own = tl.zeros((PIXELS, GROUPS, CHANNELS), SUM)
+    total = tl.zeros((PIXELS, GROUPS, CHANNELS), SUM)
+    for k in tl.static_range(KS * KS):
+        qy, qx = py + (k // KS - KS // 2), px + (k % KS - KS // 2)
+        inside = (qy >= 0) & (qy < height) & (qx >= 0) & (qx < width)
+        value = tl.load(x + qy * x_y + qx * x_x, mask=mask & inside, other=0.0).to(SUM)
+        if k == KS * KS // 2:
+            own = value
+        weight = (tl.load(w + k * w_k, mask=weight_mask, other=0.0).to(SUM) - centre) * factor
+        weight *= tl.load(gain + jj * (KS * KS) + k, mask=jj < j, other=0.0).to(SUM)
+        weight += tl.load(bias + jj * (KS * KS) + k, mask=jj < j, other=0.0).to(SUM)
+        total += value * weight
+    total -= tl.load(batch_mean + cc, mask=cc < c, other=0.0).to(SUM)
+    total /= tl.sqrt(tl.load(batch_var + cc, mask=cc < c, other=1.0).to(SUM) + batch_eps)
+    total *= tl.load(batch_weight + cc, mask=cc < c, other=0.0).to(SUM)
+    total += tl.load(batch_bias + cc, mask=cc < c, other=0.0).to(SUM)
+    tl.store(out + image * x_b + cc * x_c + py * x_y + px * x_x, own + total, mask=mask)
 
 
 @triton.jit

@@ -13,10 +13,12 @@ from timm.layers import DropPath, SqueezeExcite
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ...layers import ska
+from ...layers import normed_ska, ska
+from ...layers.cpu_half import lacks_instructions
+from ...layers.kernels.memory import is_channels_last
 from .position_bias import RESIZES, position_bias
 
-__all__ = ["Attention", "Block", "ConvNorm", "LSConv", "RepDW", "Residual"]
+__all__ = ["Attention", "Block", "ConvNorm", "FusedLSConv", "LSConv", "RepDW", "Residual"]
 
 _KEY_DIM = 16
 _SMALL_KERNEL, _LARGE_KERNEL = 3, 7
@@ -84,11 +86,15 @@ class LargeKernelPerception(nn.Module):
         self.norm = nn.GroupNorm(self.groups, taps * self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.cv2(F.relu(self.cv1(x), inplace=True))
-        x = self.cv4(F.relu(self.cv3(x), inplace=True))
+        x = self.cv4(self.hidden(x))
         if x.is_cpu:
             x = x.contiguous()  # GroupNorm takes ten times as long channels last
         return self.norm(x).unflatten(1, (self.groups, -1))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """What the last convolution is given, (B, C / 2, H, W)."""
+        x = self.cv2(F.relu(self.cv1(x), inplace=True))
+        return F.relu(self.cv3(x), inplace=True)
 
 
 class LSConv(nn.Module):
@@ -104,6 +110,31 @@ class LSConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.drop_path(self.bn(ska(x, self.lkp(x))))
+
+
+class FusedLSConv(nn.Module):
+    """LS convolution for inference: norms, aggregation and residual connection in one operator.
+
+    Args:
+        conv: an LS convolution in evaluation mode, whose parts it takes over.
+    """
+
+    def __init__(self, conv: LSConv) -> None:
+        super().__init__()
+        self.lkp, self.bn = conv.lkp, conv.bn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normed_ska(x, self._weights(self.lkp.hidden(x)), self.lkp.norm, self.bn)
+
+    def _weights(self, hidden: Tensor) -> Tensor:
+        """(B, C / 2, H, W) -> (B, C / 8, 9, H, W), before their norm."""
+        last, groups = self.lkp.cv4, self.lkp.groups
+        if not is_channels_last(hidden) or (hidden.is_cpu and lacks_instructions(hidden.dtype)):
+            return last(hidden).unflatten(1, (groups, -1))
+        # All weight channels of a tap side by side, as the operator takes them.
+        weight, bias = (t.unflatten(0, (groups, -1)).transpose(0, 1).flatten(0, 1) for t in (last.weight, last.bias))
+        w = F.linear(hidden.permute(0, 2, 3, 1), weight.flatten(1), bias)
+        return w.unflatten(3, (-1, groups)).permute(0, 4, 3, 1, 2)
 
 
 class Attention(nn.Module):
