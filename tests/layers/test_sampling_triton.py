@@ -99,7 +99,7 @@ def test_compiles_for_a_gpu_that_is_not_there(kernel: str) -> None:
     from piip.layers.kernels import deform_attn_triton
 
     function = getattr(deform_attn_triton, kernel)
-    constants = {"LEVELS": 1, "POINTS": 4, "ROWS": 64, "CHANNELS": 16, "EXACT": True}
+    constants = {"HEADS": 16, "DIM": 12, "LEVELS": 1, "POINTS": 4, "ROWS": 64, "CHANNELS": 16, "EXACT": True}
     types = {"unit": "*fp64", "sums": "*i64", "sizes": ("i32", "i32")}
     types |= dict.fromkeys(("grad", "value", "out"), "*bf16")
     types |= dict.fromkeys(("locations", "weights", "glocations", "gweights"), "*fp32")

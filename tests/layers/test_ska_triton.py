@@ -5,8 +5,10 @@ on a real one.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,26 +101,40 @@ def test_interpreted_with_norms(shape: str | tuple[int, ...], dtype: torch.dtype
 
 
 @pytest.mark.skipif(INTERPRETED, reason="compiled in the other process")
-@pytest.mark.parametrize("kernel", ["_forward_kernel", "_backward_kernel", "_moments_kernel", "_normed_kernel"])
-def test_compiles_for_a_gpu_that_is_not_there(kernel: str) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "normed"),
+    [("_forward_kernel", False), ("_forward_kernel", True), ("_moments_kernel", True), ("_backward_kernel", False)],
+)
+def test_compiles_for_a_gpu_that_is_not_there(kernel: str, normed: bool, tmp_path: Path) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from piip.layers.kernels import ska_triton
 
     function = getattr(ska_triton, kernel)
-    constants = {"KS": 3, "TAPS": 9, "STEPS": 8, "PIXELS": 4, "GROUPS": 8, "CHANNELS": 16, "PARTS": 4}
-    constants |= {"SUM": triton.language.float32} | dict.fromkeys(("x_c", "w_j", "gw_j"), 1)
+    constants = {
+        "J": 16,
+        "GROUPS": 8,
+        "EVEN": True,
+        "KS": 3,
+        "ROWS": 2,
+        "PIXELS": 16,
+    }
+    constants |= {"DENSE": True, "TAPS": 9, "STEPS": 8, "CHANNELS": 16, "PARTS": 4, "SUM": triton.language.float32}
+    constants |= dict.fromkeys(("x_c", "w_j", "gw_j"), 1) | ({} if normed else {"norms": None})
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
-    types = dict.fromkeys(("grad", "x", "w", "out", "gx", "gw", "gain", "bias"), "*bf16")
-    types |= dict.fromkeys(("batch_weight", "batch_bias", "batch_mean", "batch_var"), "*bf16")
-    types |= {"mean": "*fp32", "squares": "*fp32", "eps": "fp32", "batch_eps": "fp32"} | dict.fromkeys(
-        constants, "constexpr"
-    )
+    types = dict.fromkeys(("grad", "x", "w", "out", "gx", "gw"), "*bf16") | {"mean": "*fp32", "squares": "*fp32"}
+    types["norms"] = ("*fp32", "*fp32", *["*bf16"] * 6, "i32", "i32", "fp32", "fp32")
+    types |= dict.fromkeys(constants, "constexpr")
     signature = {name: types.get(name, "i32") for name in function.arg_names}
     source = ASTSource(function, signature, constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
     assert compiled.asm["cubin"]
+    # Weights stay in registers; what does not fit there would go to the stack, in memory.
+    (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    usage = subprocess.run([tool, "-res-usage", tmp_path / "kernel.cubin"], check=True, capture_output=True, text=True)
+    assert re.search(r"REG:\d+ STACK:0 .*LOCAL:0", usage.stdout), usage.stdout
 
 
 @pytest.mark.gpu

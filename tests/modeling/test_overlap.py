@@ -46,6 +46,15 @@ def test_all_branches_but_the_last_have_a_stream_of_their_own(caplog):
     assert caplog.text.count("a CPU has no streams") == 1
 
 
+def test_every_stream_around_them_has_its_own_streams_of_branches():
+    with torch.inference_mode():
+        seen, _ = streams_of_branches(overlap=True)
+        with torch.cpu.stream(torch.cpu.Stream()):
+            others, here = streams_of_branches(overlap=True)
+    assert others[2] is here
+    assert not set(seen) & set(others), "what the first ones made would be used again while the other stream reads it"
+
+
 def test_without_the_option_or_with_gradients_all_branches_share_a_stream():
     with torch.inference_mode():
         seen, here = streams_of_branches(overlap=False)

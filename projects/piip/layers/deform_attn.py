@@ -20,24 +20,40 @@ from .sampling import deform_attn
 
 __all__ = ["DeformAttn", "reference_points"]
 
+# Tensors of so many grids are kept: there are two or three per size of a batch.
+_REMEMBERED = 64
+
 
 def _cached(function: Callable[[tuple[int, int], torch.device], Tensor]) -> Callable[..., Tensor]:
-    """Remembers the latest few tensors, but none of a trace, which is no real one."""
-
-    @functools.lru_cache(maxsize=64)
-    def remembering(grid_size: tuple[int, int], device: torch.device, mode: object) -> Tensor:
-        # Cached across training and inference, so never an inference tensor.
-        with torch.inference_mode(False), torch.no_grad():
-            return function(grid_size, device)
+    """Remembers the latest few tensors, but none of a trace or of a CUDA graph, which are no real ones."""
+    latest: dict[tuple, Tensor] = {}
+    in_graphs: dict[tuple, Tensor] = {}
 
     @functools.wraps(function)
     def call(grid_size: tuple[int, int], device: torch.device) -> Tensor:
         if torch.compiler.is_compiling():
             return function(grid_size, device)
         # Fake tensors are for their own mode alone.
-        return remembering(grid_size, device, getattr(torch.empty(0, device="cpu"), "fake_mode", None))
+        key = grid_size, device, getattr(torch.empty(0, device="cpu"), "fake_mode", None)
+        recording = _is_recording(device)
+        if key not in latest:
+            # Used in training and inference, so never an inference tensor.
+            with torch.inference_mode(False), torch.no_grad():
+                tensor = function(grid_size, device)
+            if recording:  # its memory is the graph's
+                return tensor
+            if len(latest) == _REMEMBERED:
+                del latest[next(iter(latest))]
+            latest[key] = tensor
+        if recording:  # the graph reads this memory for as long as there is a graph
+            in_graphs[key] = latest[key]
+        return latest[key]
 
     return call
+
+
+def _is_recording(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 @_cached
@@ -57,8 +73,8 @@ def reference_points(grid_size: tuple[int, int], device: torch.device) -> Tensor
 
 @_cached
 def cell_size(grid_size: tuple[int, int], device: torch.device) -> Tensor:
-    """Width and height of a cell in units of its grid, (2,) float32; cached, since making it waits for the GPU."""
-    return torch.tensor([1 / grid_size[1], 1 / grid_size[0]], dtype=torch.float32, device=device)
+    """Width and height of a cell in units of its grid, (2,) float32; nothing is copied to the GPU, which would wait."""
+    return torch.stack([torch.full((), 1 / side, dtype=torch.float32, device=device) for side in reversed(grid_size)])
 
 
 def starting_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:

@@ -35,8 +35,8 @@ def ska(x: Tensor, w: Tensor) -> Tensor:
     kept but ``x`` and ``w``. Under autocast both are cast to its dtype, so that the float32 result of a normalisation
     can be given as it is.
 
-    What is not finite may become NaN at the other side of the map, too, where the C++ kernels run on maps with channels
-    first.
+    Beside what is not finite there may be NaN beyond the reach of a tap, too: at the other side of the map by the C++
+    kernels, along its border by those for a GPU.
 
     Args:
         x: features.

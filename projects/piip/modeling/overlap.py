@@ -32,9 +32,10 @@ def run_branches(function: Callable[..., BranchState], *arguments: Sequence, ove
     module = torch.get_device_module(device)  # that of the CPU has streams that do nothing
     here = module.current_stream(device)
     # The last branch, the largest model, stays here, and is the last to be queued: all others are under way by then.
-    streams = [_stream(device, k) for k in range(len(calls) - 1)]
+    streams = [_stream(here, k) for k in range(len(calls) - 1)]
     # No memory is used again too early: inputs live until `here` waits for those who read them, and what a stream made
-    # becomes free for its next branch, which waits for `here` first.
+    # becomes free for its next branch, which waits for `here` first. So streams belong to `here`: branches that another
+    # stream started would wait for that one alone.
     states = []
     try:
         for stream, call in zip(streams, calls, strict=False):
@@ -49,5 +50,5 @@ def run_branches(function: Callable[..., BranchState], *arguments: Sequence, ove
 
 
 @functools.cache
-def _stream(device: torch.device, index: int) -> torch.Stream:
-    return torch.cuda.Stream(device) if device.type == "cuda" else torch.cpu.Stream()
+def _stream(here: torch.Stream, index: int) -> torch.Stream:
+    return torch.cuda.Stream(here.device) if isinstance(here, torch.cuda.Stream) else torch.cpu.Stream()

@@ -10,28 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.torch_version import TorchVersion
 
 from .choice import log_once
+from .gpu import device_of, missing
 
 __all__ = ["backward", "forward", "missing", "obstacle"]
 
-# Channels of all queries and heads of a program.
-_BLOCK = 1024
-
-
-def missing() -> str | None:
-    """Why this machine cannot run the kernels, or None."""
-    if not torch.cuda.is_available():
-        return "there is no CUDA device"
-    # Tuples as arguments came with it.
-    return None if TorchVersion(triton.__version__) >= "3.3" else f"Triton {triton.__version__} is older than 3.3"
+_THREADS = 128
 
 
 def obstacle(value: Tensor, locations: Tensor, weights: Tensor, sizes: Sequence[int]) -> str | None:
@@ -41,8 +31,11 @@ def obstacle(value: Tensor, locations: Tensor, weights: Tensor, sizes: Sequence[
     if value.dtype == torch.float64:
         return "they do not take torch.float64"
     # Offsets inside an image are of 32 bits.
-    if max(t[0].numel() for t in (value, locations)) >= 2**31:
+    if max(*(t[0].numel() for t in (value, locations)), weights[0, ..., 0, 0].numel() * value.shape[3]) >= 2**31:
         return "they do not take images of 2**31 elements"
+    # The second dimension of a grid.
+    if len(value) > 65535:
+        return f"they do not take {len(value)} images"
     return None
 
 
@@ -92,27 +85,33 @@ def _launch(
 ) -> None:
     (batch, cells, heads, dim), (_, queries, _, levels, points) = value.shape, weights.shape
     channels = triton.next_power_of_2(dim)
-    rows = max(1, min(triton.next_power_of_2(queries * heads), _BLOCK // channels))
-    with torch.cuda.device(value.device) if value.is_cuda else nullcontext():
+    # What a thread loads at once: where widths of heads are known, neighbours come in words of up to 16 bytes. One such
+    # word per thread leaves no place to be computed twice there.
+    vector = min(dim & -dim, 16 // value.element_size())
+    rows = max(1, min(triton.next_power_of_2(queries * heads), _THREADS * vector // channels))
+    with device_of(value):
         kernel[(triton.cdiv(queries * heads, rows), batch)](
             *tensors,
-            *(cells, queries, heads, dim),
+            *(cells, queries),
             tuple(sizes),
+            HEADS=heads,
+            DIM=dim,
             LEVELS=levels,
             POINTS=points,
             ROWS=rows,
             CHANNELS=channels,
+            num_warps=_THREADS // 32,
             **flags,
         )
 
 
 @triton.jit
-def _rows(queries, heads, dim, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+def _rows(queries, HEADS: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """Query and head of this program as (rows, 1), channels as (1, channels), and masks."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     channel = tl.arange(0, CHANNELS)[None, :]
-    row_mask = row < queries * heads
-    return row, channel, row_mask, row_mask & (channel < dim)
+    row_mask = row < queries * HEADS
+    return row, channel, row_mask, row_mask & (channel < DIM)
 
 
 @triton.jit
@@ -128,63 +127,65 @@ def _locate(locations, sample, mask, height, width):
 
 
 @triton.jit
-def _cell(value, first, row, column, height, width, heads, dim, offset, mask):
+def _cell(value, first, row, column, height, width, HEADS: tl.constexpr, DIM: tl.constexpr, offset, mask):
     """Where a cell of every row lies, and whether it is there."""
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    return value + (first + row * width + column) * (heads * dim) + offset, mask & inside
+    return value + (first + row * width + column) * (HEADS * DIM) + offset, mask & inside
 
 
 @triton.jit
 def _forward_kernel(
     value, locations, weights, out,
-    cells, queries, heads, dim, sizes,
+    cells, queries, sizes,
+    HEADS: tl.constexpr, DIM: tl.constexpr,
     LEVELS: tl.constexpr, POINTS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
-    row, channel, row_mask, mask = _rows(queries, heads, dim, ROWS, CHANNELS)
-    value += image * cells * heads * dim
-    locations += image * queries * heads * (LEVELS * POINTS * 2)
-    weights += image * queries * heads * (LEVELS * POINTS)
-    offset = row % heads * dim + channel
+    row, channel, row_mask, mask = _rows(queries, HEADS, DIM, ROWS, CHANNELS)
+    value += image * cells * HEADS * DIM
+    locations += image * queries * HEADS * (LEVELS * POINTS * 2)
+    weights += image * queries * HEADS * (LEVELS * POINTS)
+    offset = row % HEADS * DIM + channel
     total = tl.zeros((ROWS, CHANNELS), tl.float32)
     first = 0
     for level in tl.static_range(LEVELS):
         height, width = sizes[2 * level], sizes[2 * level + 1]
-        for point in range(POINTS):
+        for point in tl.range(POINTS, loop_unroll_factor=4):
             sample = (row * LEVELS + level) * POINTS + point
             x, y, fx, fy = _locate(locations, sample, row_mask, height, width)
             weight = tl.load(weights + sample, mask=row_mask, other=0.0)
             for tap in tl.static_range(4):
                 share = (fx if tap % 2 else 1 - fx) * (fy if tap // 2 else 1 - fy)
-                cell, there = _cell(value, first, y + tap // 2, x + tap % 2, height, width, heads, dim, offset, mask)
+                cell, there = _cell(value, first, y + tap // 2, x + tap % 2, height, width, HEADS, DIM, offset, mask)
                 total += weight * share * tl.load(cell, mask=there, other=0.0).to(tl.float32)
         first += height * width
-    tl.store(out + image * queries * heads * dim + row * dim + channel, total, mask=mask)
+    tl.store(out + image * queries * HEADS * DIM + row * DIM + channel, total, mask=mask)
 
 
 @triton.jit
 def _backward_kernel(
     grad, value, locations, weights, sums, glocations, gweights, unit,
-    cells, queries, heads, dim, sizes,
+    cells, queries, sizes,
+    HEADS: tl.constexpr, DIM: tl.constexpr,
     LEVELS: tl.constexpr, POINTS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
-    row, channel, row_mask, mask = _rows(queries, heads, dim, ROWS, CHANNELS)
-    value += image * cells * heads * dim
-    sums += image * cells * heads * dim
-    samples = image * queries * heads * (LEVELS * POINTS)
+    row, channel, row_mask, mask = _rows(queries, HEADS, DIM, ROWS, CHANNELS)
+    value += image * cells * HEADS * DIM
+    sums += image * cells * HEADS * DIM
+    samples = image * queries * HEADS * (LEVELS * POINTS)
     locations += 2 * samples
     glocations += 2 * samples
     weights += samples
     gweights += samples
-    offset = row % heads * dim + channel
-    own = tl.load(grad + image * queries * heads * dim + row * dim + channel, mask=mask, other=0.0).to(tl.float32)
+    offset = row % HEADS * DIM + channel
+    own = tl.load(grad + image * queries * HEADS * DIM + row * DIM + channel, mask=mask, other=0.0).to(tl.float32)
     if EXACT:
         units = 1.0 / tl.load(unit)
     first = 0
     for level in tl.static_range(LEVELS):
         height, width = sizes[2 * level], sizes[2 * level + 1]
-        for point in range(POINTS):
+        for point in tl.range(POINTS, loop_unroll_factor=4):
             sample = (row * LEVELS + level) * POINTS + point
             x, y, fx, fy = _locate(locations, sample, row_mask, height, width)
             weight = tl.load(weights + sample, mask=row_mask, other=0.0)
@@ -193,7 +194,7 @@ def _backward_kernel(
             by_y = tl.zeros((ROWS, 1), tl.float32)
             for tap in tl.static_range(4):
                 across, down = fx if tap % 2 else 1 - fx, fy if tap // 2 else 1 - fy
-                cell, there = _cell(0, first, y + tap // 2, x + tap % 2, height, width, heads, dim, offset, mask)
+                cell, there = _cell(0, first, y + tap // 2, x + tap % 2, height, width, HEADS, DIM, offset, mask)
                 given = weight * across * down * own
                 if EXACT:
                     given = (given.to(tl.float64) * units).to(tl.int64)

@@ -1,37 +1,36 @@
 """SKA on a GPU by Triton kernels: any strides of the weights, maps channels-first or channels-last.
 
-A program owns some pixels of some weight channels and all channels of ``x`` that share these, so weights are
-loaded once. The gradient of ``x`` gathers what its pixel gave to others, which needs no atomic additions; one kernel
-makes both gradients. With the norms of LS convolution, a first kernel computes mean and variance of parts of the map,
-which the programs of a second one put together.
+What limits a GPU here is instructions. A thread owns a strip of pixels, one below the other, of a weight channel: its
+weights stay in registers for all channels of ``x`` that share them, and what it reads of ``x`` serves all its pixels.
+Weights of neighbours outside of the map are zeros, so that the nearest pixel may be read in their place, without masks.
+The gradient of ``x`` gathers what its pixel gave to others, which needs no atomic additions; one kernel makes both
+gradients, and sums over channels stay in a thread, too.
+
+With the norms of LS convolution, a first kernel computes mean and variance of the weights in parts of the map, which
+the programs of the second one put together.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .gpu import device_of, missing
 from .memory import dense, dense_like, is_channels_last
 
 __all__ = ["backward", "forward", "forward_normed", "missing", "obstacle"]
 
-# Elements of x per program.
-_BLOCK = 512
-_MAX_GROUPS = 64
+# Threads of a program, and neighbours in memory that a thread holds of channels-last maps.
+_THREADS, _VECTOR = 128, 2
+_MAX_GROUPS, _MAX_TAPS = 64, 25
 # Pixels of a part of the map, whose mean and variance a program computes, and parts at most.
 _PART, _MAX_PARTS = 256, 64
 _SUMS = {torch.float32: tl.float32, torch.float64: tl.float64}
-
-
-def missing() -> str | None:
-    """Why this machine cannot run the kernels, or None."""
-    return None if torch.cuda.is_available() else "there is no CUDA device"
 
 
 def obstacle(x: Tensor, w: Tensor) -> str | None:
@@ -40,16 +39,23 @@ def obstacle(x: Tensor, w: Tensor) -> str | None:
         return f"they do not take {x.device.type} tensors"
     if (groups := math.ceil(x.shape[1] / w.shape[1])) > _MAX_GROUPS:
         return f"they do not take {groups} channels that share weights"
+    if w.shape[2] > _MAX_TAPS:
+        return f"they do not take {w.shape[2]} taps"  # all are in registers
     # Offsets inside an image are of 32 bits.
-    if max(t[0].numel() for t in (x, w)) >= 2**31:
+    if max(_extent(t[0]) for t in (x, w)) >= 2**31:
         return "they do not take images of 2**31 elements"
     return None
+
+
+def _extent(t: Tensor) -> int:
+    """Elements of memory from the first to the last one of a tensor, but at least as many as it has."""
+    return max(t.numel(), 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)))
 
 
 def forward(x: Tensor, w: Tensor) -> Tensor:
     """See :func:`piip.layers.ska`."""
     x, out = dense(x), dense_like(x)
-    _launch(_forward_kernel, x, w, (x, w, out), w.stride())
+    _launch(_forward_kernel, x, w, (x, w, out, None), w.stride())
     return out
 
 
@@ -61,20 +67,22 @@ def forward_normed(x: Tensor, w: Tensor, norms: Sequence[Tensor], eps: Sequence[
     part = _PART * triton.next_power_of_2(triton.cdiv(height * width, _PART * _MAX_PARTS))
     parts = triton.cdiv(height * width, part)
     channels = min(triton.next_power_of_2(j), 32 if w.stride(1) == 1 else 1)
-    pixels = min(_BLOCK // channels, part)
+    pixels = min(part, 4 * _THREADS // channels)
     moments = torch.empty(2, b, parts, j, dtype=sums, device=x.device)
-    with _device_of(x):
+    with device_of(x):
         _moments_kernel[(b * parts, triton.cdiv(j, channels))](
             *(w, *moments),
             *(j, height, width, parts, *w.stride()),
+            DENSE=w.stride(3) == width * w.stride(4),
             TAPS=w.shape[2],
             STEPS=part // pixels,
             PIXELS=pixels,
             CHANNELS=channels,
             SUM=_SUMS[sums],
+            num_warps=_THREADS // 32,
         )
-    tensors = x, w, out, *moments, *(t.contiguous() for t in norms)
-    _launch(_normed_kernel, x, w, tensors, w.stride(), part, parts, *eps, PARTS=triton.next_power_of_2(parts))
+    given = *moments, *(t.contiguous() for t in norms), part, parts, *eps
+    _launch(_forward_kernel, x, w, (x, w, out, given), w.stride(), PARTS=triton.next_power_of_2(parts))
     return out
 
 
@@ -85,54 +93,84 @@ def backward(grad: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return gx, gw
 
 
-def _device_of(x: Tensor) -> AbstractContextManager[object]:
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
 def _launch(
     kernel: triton.JITFunction,
     x: Tensor,
     w: Tensor,
-    tensors: tuple[Tensor, ...],
+    tensors: tuple[Tensor | tuple | None, ...],
     strides: tuple[int, ...],
-    *numbers: float,
     **constants: int,
 ) -> None:
-    (b, c, height, width), j = x.shape, w.shape[1]
-    groups = triton.next_power_of_2(triton.cdiv(c, j))
-    # Neighbours in memory belong to one program.
-    channels = min(triton.next_power_of_2(j), 32 if is_channels_last(x) else 1)
-    pixels = max(1, min(triton.next_power_of_2(height * width), _BLOCK // (groups * channels)))
-    blocks = triton.cdiv(height * width, pixels), triton.cdiv(j, channels)
-    with _device_of(x):
+    (b, c, height, width), (j, taps) = x.shape, w.shape[1:3]
+    last = is_channels_last(x)
+    rows = (2 if last else 4) if taps == 9 else 1
+    places = triton.next_power_of_2(triton.cdiv(height, rows) * width)
+    # Neighbours in memory belong to one program; blocks of weight channels that fill their width waste nothing.
+    if last:
+        channels = min(triton.next_power_of_2(j), 32, max(8, j & -j))
+        pixels = min(places, _THREADS * _VECTOR // channels)
+    else:
+        pixels = min(places, 32)
+        channels = min(triton.next_power_of_2(j), _THREADS // pixels)
+    blocks = triton.cdiv(triton.cdiv(height, rows) * width, pixels), triton.cdiv(j, channels)
+    with device_of(x):
         kernel[(b * math.prod(blocks),)](
             *tensors,
-            *(c, j, height, width),
+            *(c, height, width),
             *blocks,
-            *x.stride(),
+            *(x.stride(0), x.stride(1), x.stride(3)),
             *strides,
-            *numbers,
-            KS=math.isqrt(w.shape[2]),
+            J=j,
+            GROUPS=triton.cdiv(c, j),
+            EVEN=c % j == 0 and j % channels == 0,
+            KS=math.isqrt(taps),
+            ROWS=rows,
             PIXELS=pixels,
-            GROUPS=groups,
             CHANNELS=channels,
             SUM=_SUMS[torch.promote_types(x.dtype, torch.float32)],
+            num_warps=_THREADS // 32,
             **constants,
         )
 
 
 @triton.jit
 def _tile(
-    c, j, height, width, pixel_blocks, j_blocks, PIXELS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr
-):
-    """Image, rows, columns, channels and weight channels of this program as (pixels, groups, channels), and masks."""
+    height, width, pixel_blocks, j_blocks,
+    ROWS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Image, upper row and column of strips as (1, pixels), and weight channels as (channels, 1) of this program."""
     program = tl.program_id(0)
-    pixel = program % pixel_blocks * PIXELS + tl.arange(0, PIXELS)[:, None, None]
-    jj = program // pixel_blocks % j_blocks * CHANNELS + tl.arange(0, CHANNELS)[None, None, :]
-    cc = tl.arange(0, GROUPS)[None, :, None] * j + jj
+    place = program % pixel_blocks * PIXELS + tl.arange(0, PIXELS)[None, :]
+    jj = program // pixel_blocks % j_blocks * CHANNELS + tl.arange(0, CHANNELS)[:, None]
     image = (program // pixel_blocks // j_blocks).to(tl.int64)
-    weight_mask = (pixel < height * width) & (jj < j)
-    return image, pixel // width, pixel % width, cc, jj, weight_mask & (cc < c), weight_mask
+    return image, place // width * ROWS, place % width, jj
+
+
+@triton.jit
+def _around(first, top, column, height, width, stride, KS: tl.constexpr, ROWS: tl.constexpr):
+    """Offsets of a strip's neighbourhood, row by row; outside of the map that of the nearest pixel."""
+    offsets = ()
+    for n in tl.static_range((ROWS + KS - 1) * KS):
+        y = tl.minimum(tl.maximum(top + (n // KS - KS // 2), 0), height - 1)
+        x = tl.minimum(tl.maximum(column + (n % KS - KS // 2), 0), width - 1)
+        offsets = offsets + (first + (y * width + x) * stride,)
+    return offsets
+
+
+@triton.jit
+def _load_all(maps, offsets, shift, mask, N: tl.constexpr, EVEN: tl.constexpr):
+    values = ()
+    for n in tl.static_range(N):
+        if EVEN:
+            values = values + (tl.load(maps + (offsets[n] + shift)),)
+        else:
+            values = values + (tl.load(maps + (offsets[n] + shift), mask=mask, other=0.0),)
+    return values
+
+
+@triton.jit
+def _inside(y, x, height, width):
+    return (y >= 0) & (y < height) & (x >= 0) & (x < width)
 
 
 @triton.jit
@@ -144,54 +182,54 @@ def _product(a, b, SUM: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(
-    x, w, out,
-    c, j, height, width, pixel_blocks, j_blocks,
-    x_b, x_c, x_y, x_x,
-    w_b, w_j, w_k, w_y, w_x,
-    KS: tl.constexpr, PIXELS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
-):  # fmt: skip
-    image, py, px, cc, jj, mask, weight_mask = _tile(
-        c, j, height, width, pixel_blocks, j_blocks, PIXELS, GROUPS, CHANNELS
-    )
-    x += image * x_b + cc * x_c
-    w += image * w_b + jj * w_j + py * w_y + px * w_x
-    total = tl.zeros((PIXELS, GROUPS, CHANNELS), SUM)
-    for k in tl.static_range(KS * KS):
-        qy, qx = py + (k // KS - KS // 2), px + (k % KS - KS // 2)
-        inside = (qy >= 0) & (qy < height) & (qx >= 0) & (qx < width)
-        value = tl.load(x + qy * x_y + qx * x_x, mask=mask & inside, other=0.0)
-        weight = tl.load(w + k * w_k, mask=weight_mask, other=0.0)
-        total += _product(value, weight, SUM)
-    tl.store(out + image * x_b + cc * x_c + py * x_y + px * x_x, total, mask=mask)
+def _moments(norms, image, jj, pixels, J: tl.constexpr, TAPS: tl.constexpr, PARTS: tl.constexpr, SUM: tl.constexpr):
+    """Mean, and one over the deviation, of weight channels over the whole map, by Chan's formula: (channels, 1)."""
+    part, parts = norms[8], norms[9]
+    index = tl.arange(0, PARTS)[None, :]
+    mask = (index < parts) & (jj < J)
+    there = (image * parts + index) * J + jj
+    counts = tl.where(mask, TAPS * tl.minimum(part, pixels - index * part), 0).to(SUM)
+    means = tl.load(norms[0] + there, mask=mask, other=0.0)
+    centre = tl.sum(counts * means, axis=1, keep_dims=True) / (TAPS * pixels)
+    squares = tl.load(norms[1] + there, mask=mask, other=0.0) + counts * (means - centre) * (means - centre)
+    return centre, 1 / tl.sqrt(tl.sum(squares, axis=1, keep_dims=True) / (TAPS * pixels) + norms[10])
+
+
+@triton.jit
+def _own(x, total, norms, channel, mask, SUM: tl.constexpr):
+    """The pixel itself, added to its normalised sum."""
+    scale = tl.load(norms[4] + channel, mask=mask, other=0.0).to(SUM)
+    scale = scale / tl.sqrt(tl.load(norms[7] + channel, mask=mask, other=1.0).to(SUM) + norms[11])
+    total = (total - tl.load(norms[6] + channel, mask=mask, other=0.0).to(SUM)) * scale
+    return x.to(SUM) + (total + tl.load(norms[5] + channel, mask=mask, other=0.0).to(SUM))
 
 
 @triton.jit
 def _moments_kernel(
     w, mean, squares,
     j, height, width, parts, w_b, w_j, w_k, w_y, w_x,
-    TAPS: tl.constexpr, STEPS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
+    DENSE: tl.constexpr, TAPS: tl.constexpr, STEPS: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """Means and sums of squared distances from them, of a part of the pixels and all taps."""
     first, image = tl.program_id(0) % parts * (STEPS * PIXELS), (tl.program_id(0) // parts).to(tl.int64)
     last = tl.minimum(first + STEPS * PIXELS, height * width)
     jj = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    w += image * w_b + jj * w_j
-    pixels = first + tl.arange(0, PIXELS)[:, None]
+    w += image * w_b
     total = tl.zeros((PIXELS, CHANNELS), SUM)
     for step in range(STEPS):
-        pixel = pixels + step * PIXELS
-        for k in tl.static_range(TAPS):
-            here = w + k * w_k + pixel // width * w_y + pixel % width * w_x
-            total += tl.load(here, mask=(pixel < last) & (jj < j), other=0.0).to(SUM)
+        pixel = first + step * PIXELS + tl.arange(0, PIXELS)[:, None]
+        here = jj * w_j + (pixel * w_x if DENSE else pixel // width * w_y + pixel % width * w_x)
+        for tap in tl.static_range(TAPS):
+            total += tl.load(w + (here + tap * w_k), mask=(pixel < last) & (jj < j), other=0.0).to(SUM)
     centre = tl.sum(total, axis=0, keep_dims=True) / ((last - first) * TAPS)
     total = tl.zeros((PIXELS, CHANNELS), SUM)
     for step in range(STEPS):
-        pixel = pixels + step * PIXELS
+        pixel = first + step * PIXELS + tl.arange(0, PIXELS)[:, None]
+        here = jj * w_j + (pixel * w_x if DENSE else pixel // width * w_y + pixel % width * w_x)
         mask = (pixel < last) & (jj < j)
-        for k in tl.static_range(TAPS):
-            here = w + k * w_k + pixel // width * w_y + pixel % width * w_x
-            distance = tl.load(here, mask=mask, other=0.0).to(SUM) - centre
+        for tap in tl.static_range(TAPS):
+            distance = tl.load(w + (here + tap * w_k), mask=mask, other=0.0).to(SUM) - centre
             total += tl.where(mask, distance * distance, 0.0)
     out = tl.program_id(0).to(tl.int64) * j + jj
     tl.store(mean + out, centre, mask=jj < j)
@@ -199,79 +237,89 @@ def _moments_kernel(
 
 
 @triton.jit
-def _normed_kernel(
-    x, w, out, mean, squares, gain, bias, batch_weight, batch_bias, batch_mean, batch_var,
-    c, j, height, width, pixel_blocks, j_blocks,
-    x_b, x_c, x_y, x_x,
+def _forward_kernel(
+    x, w, out, norms,
+    c, height, width, pixel_blocks, j_blocks,
+    x_b, x_c, x_x,
     w_b, w_j, w_k, w_y, w_x,
-    part, parts, eps, batch_eps,
-    KS: tl.constexpr, PIXELS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
-    PARTS: tl.constexpr,
+    J: tl.constexpr, GROUPS: tl.constexpr, EVEN: tl.constexpr, KS: tl.constexpr,
+    ROWS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr, PARTS: tl.constexpr = 1,
 ):  # fmt: skip
-    image, py, px, cc, jj, mask, weight_mask = _tile(
-        c, j, height, width, pixel_blocks, j_blocks, PIXELS, GROUPS, CHANNELS
-    )
-    # Moments of the whole map, by Chan's formula.
-    index = tl.arange(0, PARTS)[:, None, None]
-    taken = (index < parts) & (jj < j)
-    moments = (image * parts + index) * j + jj
-    counts = tl.where(taken, KS * KS * tl.minimum(part, height * width - index * part), 0).to(SUM)
-    means = tl.load(mean + moments, mask=taken, other=0.0)
-    count = KS * KS * height * width
-    centre = tl.sum(counts * means, axis=0, keep_dims=True) / count
-    distances = tl.load(squares + moments, mask=taken, other=0.0) + counts * (means - centre) * (means - centre)
-    factor = 1 / tl.sqrt(tl.sum(distances, axis=0, keep_dims=True) / count + eps)
-    x += image * x_b + cc * x_c
-    w += image * w_b + jj * w_j + py * w_y + px * w_x
-    own = tl.zeros((PIXELS, GROUPS, CHANNELS), SUM)
-    total = tl.zeros((PIXELS, GROUPS, CHANNELS), SUM)
-    for k in tl.static_range(KS * KS):
-        qy, qx = py + (k // KS - KS // 2), px + (k % KS - KS // 2)
-        inside = (qy >= 0) & (qy < height) & (qx >= 0) & (qx < width)
-        value = tl.load(x + qy * x_y + qx * x_x, mask=mask & inside, other=0.0).to(SUM)
-        if k == KS * KS // 2:
-            own = value
-        weight = (tl.load(w + k * w_k, mask=weight_mask, other=0.0).to(SUM) - centre) * factor
-        weight *= tl.load(gain + jj * (KS * KS) + k, mask=jj < j, other=0.0).to(SUM)
-        weight += tl.load(bias + jj * (KS * KS) + k, mask=jj < j, other=0.0).to(SUM)
-        total += value * weight
-    total -= tl.load(batch_mean + cc, mask=cc < c, other=0.0).to(SUM)
-    total /= tl.sqrt(tl.load(batch_var + cc, mask=cc < c, other=1.0).to(SUM) + batch_eps)
-    total *= tl.load(batch_weight + cc, mask=cc < c, other=0.0).to(SUM)
-    total += tl.load(batch_bias + cc, mask=cc < c, other=0.0).to(SUM)
-    tl.store(out + image * x_b + cc * x_c + py * x_y + px * x_x, own + total, mask=mask)
+    image, top, column, jj = _tile(height, width, pixel_blocks, j_blocks, ROWS, PIXELS, CHANNELS)
+    offsets = _around(jj * x_c, top, column, height, width, x_x, KS, ROWS)
+    here = jj * x_c + (top * width + column) * x_x
+    x += image * x_b
+    out += image * x_b
+    w += image * w_b + jj * w_j + top * w_y + column * w_x
+    if norms is not None:
+        centre, factor = _moments(norms, image, jj, height * width, J, KS * KS, PARTS, SUM)
+    weights = ()
+    for n in tl.static_range(ROWS * KS * KS):
+        y, tap = n // (KS * KS), n % (KS * KS)
+        mask = _inside(top + y + (tap // KS - KS // 2), column + (tap % KS - KS // 2), height, width)
+        mask = mask & (top + y < height) & (jj < J)
+        weight = tl.load(w + (tap * w_k + y * w_y), mask=mask, other=0.0)
+        if norms is not None:
+            gain = tl.load(norms[2] + (jj * (KS * KS) + tap), mask=jj < J, other=0.0).to(SUM)
+            bias = tl.load(norms[3] + (jj * (KS * KS) + tap), mask=jj < J, other=0.0).to(SUM)
+            weight = tl.where(mask, (weight.to(SUM) - centre) * (factor * gain) + bias, 0.0)
+        weights = weights + (weight,)
+    for group in range(GROUPS):
+        shift = group * (J * x_c)
+        there = (jj < J) & (group * J + jj < c)
+        values = _load_all(x, offsets, shift, there, (ROWS + KS - 1) * KS, EVEN)
+        for row in tl.static_range(ROWS):
+            total = tl.zeros((CHANNELS, PIXELS), SUM)
+            for k in tl.static_range(KS * KS):
+                total += _product(values[row * KS + k], weights[row * KS * KS + k], SUM)
+            if norms is not None:
+                total = _own(values[(row + KS // 2) * KS + KS // 2], total, norms, group * J + jj, there, SUM)
+            tl.store(out + (here + shift + row * width * x_x), total, mask=there & (top + row < height))
 
 
 @triton.jit
 def _backward_kernel(
     grad, x, w, gx, gw,
-    c, j, height, width, pixel_blocks, j_blocks,
-    x_b, x_c, x_y, x_x,
+    c, height, width, pixel_blocks, j_blocks,
+    x_b, x_c, x_x,
     w_b, w_j, w_k, w_y, w_x,
     gw_b, gw_j, gw_k, gw_y, gw_x,
-    KS: tl.constexpr, PIXELS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
+    J: tl.constexpr, GROUPS: tl.constexpr, EVEN: tl.constexpr, KS: tl.constexpr,
+    ROWS: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    image, py, px, cc, jj, mask, weight_mask = _tile(
-        c, j, height, width, pixel_blocks, j_blocks, PIXELS, GROUPS, CHANNELS
-    )
-    maps = image * x_b + cc * x_c
-    here = maps + py * x_y + px * x_x
-    w += image * w_b + jj * w_j
-    gw += image * gw_b + jj * gw_j + py * gw_y + px * gw_x
-    own = tl.load(grad + here, mask=mask, other=0.0)
-    total = tl.zeros((PIXELS, GROUPS, CHANNELS), SUM)
-    for k in tl.static_range(KS * KS):
-        dy, dx = k // KS - KS // 2, k % KS - KS // 2
-        # The weight: what this pixel took by tap k from its neighbour, over all channels that share the weight.
-        qy, qx = py + dy, px + dx
-        inside = (qy >= 0) & (qy < height) & (qx >= 0) & (qx < width)
-        value = tl.load(x + maps + qy * x_y + qx * x_x, mask=mask & inside, other=0.0)
-        shared = tl.sum(_product(value, own, SUM), axis=1, keep_dims=True)
-        tl.store(gw + k * gw_k, shared, mask=weight_mask)
-        # The map: what the opposite neighbour took by tap k from this pixel.
-        qy, qx = py - dy, px - dx
-        inside = (qy >= 0) & (qy < height) & (qx >= 0) & (qx < width)
-        value = tl.load(grad + maps + qy * x_y + qx * x_x, mask=mask & inside, other=0.0)
-        weight = tl.load(w + k * w_k + qy * w_y + qx * w_x, mask=weight_mask & inside, other=0.0)
-        total += _product(value, weight, SUM)
-    tl.store(gx + here, total, mask=mask)
+    image, top, column, jj = _tile(height, width, pixel_blocks, j_blocks, ROWS, PIXELS, CHANNELS)
+    offsets = _around(jj * x_c, top, column, height, width, x_x, KS, ROWS)
+    here = jj * x_c + (top * width + column) * x_x
+    grad += image * x_b
+    x += image * x_b
+    gx += image * x_b
+    w += image * w_b + jj * w_j + top * w_y + column * w_x
+    gw += image * gw_b + jj * gw_j + top * gw_y + column * gw_x
+    # Where neighbour `near` lies is where the opposite tap of that neighbour took this pixel.
+    weights = ()
+    sums = ()
+    for n in tl.static_range(ROWS * KS * KS):
+        y, near = n // (KS * KS), n % (KS * KS)
+        dy, dx = near // KS - KS // 2, near % KS - KS // 2
+        mask = _inside(top + y + dy, column + dx, height, width) & (top + y < height) & (jj < J)
+        weight = tl.load(w + ((KS * KS - 1 - near) * w_k + (y + dy) * w_y + dx * w_x), mask=mask, other=0.0)
+        weights = weights + (weight,)
+        sums = sums + (tl.zeros((CHANNELS, PIXELS), SUM),)
+    for group in range(GROUPS):
+        shift = group * (J * x_c)
+        there = (jj < J) & (group * J + jj < c)
+        values = _load_all(x, offsets, shift, there, (ROWS + KS - 1) * KS, EVEN)
+        grads = _load_all(grad, offsets, shift, there, (ROWS + KS - 1) * KS, EVEN)
+        more = ()
+        for row in tl.static_range(ROWS):
+            total = tl.zeros((CHANNELS, PIXELS), SUM)
+            for k in tl.static_range(KS * KS):
+                total += _product(grads[row * KS + k], weights[row * KS * KS + k], SUM)
+                shared = _product(values[row * KS + k], grads[(row + KS // 2) * KS + KS // 2], SUM)
+                more = more + (sums[row * KS * KS + k] + shared,)
+            tl.store(gx + (here + shift + row * width * x_x), total, mask=there & (top + row < height))
+        sums = more
+    for n in tl.static_range(ROWS * KS * KS):
+        y, tap = n // (KS * KS), n % (KS * KS)
+        inside = _inside(top + y + (tap // KS - KS // 2), column + (tap % KS - KS // 2), height, width)
+        tl.store(gw + (tap * gw_k + y * gw_y), tl.where(inside, sums[n], 0.0), mask=(top + y < height) & (jj < J))
