@@ -55,6 +55,7 @@ def test_lsnet_in_all_forms() -> None:
     assert next(iter(rows)) == "unfold, fused"
     assert {"plain PyTorch, fused", "kernels", "kernels, fused", "mobilenetv4_conv_small, channels last"} <= set(rows)
     assert all(row.numbers["gmacs"] > 0 and row.numbers["peak_mb"] > 0 for row in rows.values())
+    assert rows["unfold, fused"].numbers["launches"] > rows["kernels, fused"].numbers["launches"] > 100
 
 
 def test_norms_of_peers_are_folded() -> None:
@@ -91,6 +92,8 @@ def test_piip_in_all_forms_and_single_vits(monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("ours", "ours, fused", "ViT-X 64, fused, timm"):
         assert rows[name].numbers["error"] < 1e-4
     assert rows["ours"].numbers["peak_mb"] > 0
+    launches = [row.numbers["launches"] for row in rows.values()]
+    assert launches[0] > launches[1] > launches[2] > launches[3]
 
 
 def test_images_of_a_batch_share_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,29 +1,26 @@
 """What a model keeps of every image between the forward and the backward pass, or at once, without running it.
 
-The forward pass runs on torch's fake tensors, which have a device and a type but no memory: autocast, the choice of
-operators and autograd behave as on that device, also where there is none.
+The forward pass runs on tensors without memory, see :mod:`.fake`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import weakref
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from .fake import FusedAttention, without_memory
 
 __all__ = ["activation_bytes", "peak_bytes", "saved_bytes"]
 
@@ -44,7 +41,7 @@ def activation_bytes(
     Returns:
         those of the backbone with its neck, and those of all that follows.
     """
-    with _without_memory(model, device) as fake:
+    with without_memory(model, device) as fake:
         two, three = (_saved(fake, (images, *size), amp, device) for images in (2, 3))
     return three[0] - two[0], three[1] - two[1]
 
@@ -71,7 +68,7 @@ def saved_bytes(
     Returns:
         those of the backbone with its neck, and those of all that follows.
     """
-    with _without_memory(model, device) as fake:
+    with without_memory(model, device) as fake:
         return _saved(fake, batch, amp, device)
 
 
@@ -89,7 +86,7 @@ def peak_bytes(
         device: where the model would run.
     """
     peaks = []
-    with _without_memory(model, device, dtype) as fake, torch.no_grad(), _FusedAttention():
+    with without_memory(model, device, dtype) as fake, torch.no_grad(), FusedAttention():
         fake.eval()
         for images in (1, 2):
             image = torch.empty(images, 3, *size, device=device, dtype=dtype)
@@ -112,7 +109,7 @@ def _saved(model: nn.Module, batch: tuple[int, int, int], amp: torch.dtype | Non
     images, height, width = batch
     image = torch.empty(images, 3, height, width, device=device)
     totals = []
-    with saved_tensors_hooks(pack, lambda tensor: tensor), _autocast(device, amp), _FusedAttention():
+    with saved_tensors_hooks(pack, lambda tensor: tensor), _autocast(device, amp), FusedAttention():
         for _ in _training_forward(model, image):
             totals.append(sum(storage.nbytes() for storage in saved.values()))
     return totals[0], totals[-1] - totals[0]
@@ -172,21 +169,6 @@ class _Storages(TorchDispatchMode):
         self.now -= size
 
 
-class _FusedAttention(TorchFunctionMode):
-    """On fake CUDA tensors torch would ask the device, which may be missing, for its attention kernel."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and args[0].is_cuda:
-            bias = kwargs.get("attn_mask")
-            if bias is None:
-                return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
-            query, key, value = args[:3]
-            bias = bias.to(query.dtype).expand(*query.shape[:3], key.shape[2])
-            return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, bias, True)[0]
-        return func(*args, **kwargs)
-
-
 @contextlib.contextmanager
 def _autocast(device: str, dtype: torch.dtype | None) -> Iterator[None]:
     """torch.autocast, which switches itself off where the device is missing."""
@@ -204,21 +186,3 @@ def _autocast(device: str, dtype: torch.dtype | None) -> Iterator[None]:
             torch.clear_autocast_cache()
         torch.set_autocast_enabled(device, before[0])
         torch.set_autocast_dtype(device, before[1])
-
-
-@contextlib.contextmanager
-def _without_memory(model: nn.Module, device: str, dtype: torch.dtype | None = None) -> Iterator[nn.Module]:
-    """The same modules in training mode around fake tensors, and the mode in which these can be used.
-
-    Weights have another type if one is given.
-    """
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        # What deepcopy finds in its memo it takes as already copied.
-        memo: dict[int, Any] = {id(b): _fake(b, device, dtype) for b in model.buffers()}
-        memo |= {id(p): nn.Parameter(_fake(p, device, dtype), p.requires_grad) for p in model.parameters()}
-        yield copy.deepcopy(model, memo).train()
-
-
-def _fake(tensor: Tensor, device: str, dtype: torch.dtype | None) -> Tensor:
-    changed = dtype is not None and tensor.is_floating_point()
-    return torch.empty(tensor.shape, dtype=dtype if changed else tensor.dtype, device=device)

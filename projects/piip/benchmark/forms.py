@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..analysis import analyze
+from ..analysis.launches import launches
 from .records import Row, environment
 from .timing import Settings, in_turns, run_once
 
@@ -38,7 +39,7 @@ class Form:
 
 
 def measure_forms(suite: str, case: str, forms: Mapping[str, Form], settings: Settings) -> list[Row]:
-    """A row for every form: times of inference, multiply-adds of an image, images per second and peak memory.
+    """A row for every form: times of inference, multiply-adds of an image, launches, images per second and peak memory.
 
     Raises:
         ArithmeticError: when a form's outputs are not those of the form that it should be like.
@@ -58,6 +59,8 @@ def measure_forms(suite: str, case: str, forms: Mapping[str, Form], settings: Se
             if key not in counted:
                 counted[key] = gmacs(network, form.image)
             numbers[name]["gmacs"] = counted[key]
+            if not name.endswith(("compiled", "CUDA graphs")):
+                numbers[name]["launches"] = launches(form.run, form.image).total()
         ways = {name: lambda form=form: form.run(form.image) for name, form in forms.items()}
         turns = in_turns(ways, settings, first)
     about = environment(settings)

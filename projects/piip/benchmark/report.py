@@ -34,7 +34,8 @@ thread they are of the time that the process itself used, and other users of the
 "floor" is the share of the machine's own rate of matrix products, measured in the same run, at which the counted
 multiply-adds ran; of operators on a GPU, of its rate of copying, where that is the larger share. Convolutions are
 counted as they are written: fused ones that Winograd's algorithm computes take fewer multiplications, and may show more
-than 100 %.
+than 100 %. "launches" is counted, too, on a CPU as well: the operators of one call that write memory on a GPU, ours and
+fused attention as one each; what is compiled into fewer has none.
 
 "published form" is the same weights computed as papers and released code describe it, written by us: windows cut and
 joined in every block, deformable attention by laid-out samples in float32, tokens and maps channel by channel, nothing
@@ -69,6 +70,7 @@ _INTRODUCTIONS = {
 _NUMBERS = {
     "images_per_s": ("images/s", 2),
     "gmacs": ("GMACs", 3),
+    "launches": ("launches", 0),
     "peak_mb": ("peak MB", 1),
     "saved_mb": ("saved MB", 1),
     "extra_mb": ("MB", 2),

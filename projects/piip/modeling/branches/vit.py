@@ -138,6 +138,9 @@ class ViTBranch(TransformerBranch):
     def _resampled(self, grid_size: tuple[int, int]) -> Tensor:
         return resample_positions(self.pos_embed[:, self.leading_positions :], self.pos_grid, grid_size)
 
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_kept": {}}  # copies and files have their own
+
     def _apply(self, *args: object, **kwargs: object) -> ViTBranch:
         self._kept.clear()  # parameters move or change their type
         return super()._apply(*args, **kwargs)
