@@ -222,6 +222,21 @@ def test_scales_and_lateral_convolutions_are_folded(name):
         fuse(fused)
 
 
+@pytest.mark.parametrize(("dtype", "joined"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_queries_of_deformable_attention_go_through_one_product(dtype, joined):
+    model = random_vectors(pyramid()).to(dtype)
+    fused, state = fuse(model), model.state_dict()
+    names = [name for name, module in fused.named_modules() if isinstance(module, DeformAttn)]
+    assert len(names) == 4
+    for name in names:
+        for kind in ("weight", "bias"):
+            parts = [state[f"{name}.{part}.{kind}"] for part in ("sampling_offsets", "attention_weights")]
+            whole = fused.state_dict()[f"{name}.joined.{kind}"]
+            assert whole.dtype == joined
+            assert torch.equal(whole, torch.cat(parts))
+    assert not any("sampling_offsets" in name for name in fused.state_dict())
+
+
 def leaves(outputs) -> list[torch.Tensor]:
     if isinstance(outputs, torch.Tensor):
         return [outputs]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -144,6 +144,7 @@ class DeformAttn(nn.Module):
         if num_points < 1:
             raise ConfigError(f"deformable attention: num_points={num_points} must be at least 1.")
         self.num_heads, self.num_points = num_heads, num_points
+        self.joined: nn.Linear | None = None
         self.sampling_offsets = nn.Linear(dim, num_heads * num_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * num_points)
         self.value_proj = nn.Linear(feat_dim, value_dim)
@@ -161,6 +162,22 @@ class DeformAttn(nn.Module):
             nn.init.xavier_uniform_(proj.weight)
             nn.init.zeros_(proj.bias)
 
+    def join_projections(self) -> None:
+        """Makes one product of the queries' two, for inference; its parameters are float32 also of half precision."""
+        parts, self.joined = (self.sampling_offsets, self.attention_weights), nn.Linear(1, 1, device="meta")
+        for name in ("weight", "bias"):
+            joined = torch.cat([getattr(part, name) for part in parts])
+            setattr(self.joined, name, nn.Parameter(at_least_float32(joined), requires_grad=False))
+        self.joined.out_features, self.joined.in_features = self.joined.weight.shape
+        del self.sampling_offsets, self.attention_weights
+
+    def _samples(self, query: Tensor) -> Sequence[Tensor]:
+        """Offsets and weights before the softmax, (B, Nq, heads * points * 2) and (B, Nq, heads * points)."""
+        if self.joined is None:
+            return [linear_float32(layer, query) for layer in (self.sampling_offsets, self.attention_weights)]
+        count = self.num_heads * self.num_points
+        return linear_float32(self.joined, query).split([2 * count, count], dim=-1)
+
     def forward(self, query: Tensor, feat: Tensor, query_grid: tuple[int, int], feat_grid: tuple[int, int]) -> Tensor:
         b, n, _ = query.shape
         m, p = self.num_heads, self.num_points
@@ -168,9 +185,8 @@ class DeformAttn(nn.Module):
         # Meta tensors, on which models are counted, know no autocast, and exported graphs hold no part without it.
         plain = query.is_meta or is_exporting()
         with nullcontext() if plain else torch.autocast(query.device.type, enabled=False):
-            q = at_least_float32(query)
-            offsets = linear_float32(self.sampling_offsets, q).view(b, n, m, 1, p, 2)
-            weights = linear_float32(self.attention_weights, q).view(b, n, m, 1, p)
+            offsets, weights = self._samples(at_least_float32(query))
+            offsets, weights = offsets.view(b, n, m, 1, p, 2), weights.view(b, n, m, 1, p)
             centres = reference_points(query_grid, query.device).view(1, n, 1, 1, 1, 2)
             locations = torch.addcmul(centres, offsets, cell_size(feat_grid, query.device))
             weights = weights.softmax(dim=-1) if plain or not weights.is_cpu else _softmax_of_few(weights)

@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..errors import ConfigError
 from ..layers.cpu_conv import PointwiseConv2d, batch_channels_last
 from ..layers.cpu_half import Float32Conv2d, Float32Linear, lacks_instructions
+from ..layers.deform_attn import DeformAttn
 from ..layers.winograd import WinogradConv2d
 from .interaction import Injector
 from .lsnet.blocks import ConvNorm, FusedLSConv, LargeKernelPerception, LSConv, RepDW
@@ -38,7 +39,8 @@ def fuse(module: nn.Module) -> nn.Module:
       take in no norm: the norms of LS convolution are computed with its aggregation, by :func:`piip.layers.normed_ska`.
     * The simple feature pyramid: the transposed convolution that ends a level and the 1x1 convolution with which an FPN
       (or what DINO and UPerNet have instead) begins become one, with a quarter of their computation or less.
-    * Transformers, ConvNeXt and interactions: the layers before a residual connection take in its scale.
+    * Transformers, ConvNeXt and interactions: the layers before a residual connection take in its scale. In
+      deformable attention the two products of the queries become one.
     * On a CPU, wide 3x3 convolutions of any model become :class:`piip.layers.WinogradConv2d`, which takes four times
       their memory more, and the 1x1 convolutions of LSNet :class:`piip.layers.PointwiseConv2d`. A model for a GPU is
       fused there.
@@ -153,6 +155,13 @@ def _fold_injector(injector: Injector) -> bool:
     return True
 
 
+def _join_projections(attn: DeformAttn) -> bool:
+    if attn.joined is not None:
+        return False
+    attn.join_projections()
+    return True
+
+
 def _fold_laterals(part: nn.Module) -> bool:
     """The 1x1 convolutions of what is above a simple feature pyramid go into the levels below them."""
     backbone = part.backbone if isinstance(part, SemanticSegmentor) else part.bottom_up
@@ -231,6 +240,7 @@ _FOLDED: dict[type | tuple[type, ...], Callable[[nn.Module], bool]] = {
     ConvNeXtBlock: _fold_convnext_block,
     Injector: _fold_injector,
     LSNetBody: _order_memory,
+    DeformAttn: _join_projections,
     LargeKernelPerception: _fuse_perception,
     (FPN, ChannelMapper, SemanticSegmentor): _fold_laterals,
 }
