@@ -87,6 +87,14 @@ def test_positions_of_a_frozen_network_are_made_once_and_those_of_a_run_are_not_
     assert all(torch.isfinite(x).all() for x in out.values())
 
 
+def test_windows_that_cover_a_grid_take_one_copy() -> None:
+    copies = []
+    for window in (0, 2):
+        branch = ViTBranch(32, 1, 2, window_size=window, pretrain_img_size=32)
+        copies.append(launches(SingleBranch(branch).eval(), IMAGE)["aten::clone"])
+    assert copies[1] == copies[0] + 1
+
+
 def test_a_branch_of_more_blocks_launches_as_much_more() -> None:
     totals = [launches(SingleBranch(ViTBranch(32, depth, 2)).eval(), IMAGE).total() for depth in (1, 2, 4)]
     assert totals[2] - totals[1] == 2 * (totals[1] - totals[0]) > 0

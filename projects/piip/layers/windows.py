@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["window_partition", "window_unpartition"]
+__all__ = ["window_partition", "window_unpartition", "windows_in_grid"]
 
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:
@@ -49,6 +49,16 @@ def window_unpartition(windows: Tensor, grid_size: tuple[int, int]) -> Tensor:
     # An export leaves the size open, on which it depends whether a part of a map lies in one piece. This always does.
     rows, cols = (torch.arange(side, device=x.device) for side in grid_size)
     return x.index_select(1, rows).index_select(2, cols)
+
+
+def windows_in_grid(windows: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """Windows that cover a grid without padding, as a view in the order of the grid.
+
+    Shape:
+        windows (B * rows * columns, s, s, C), grid_size (rows * s, columns * s) -> (B, rows, s, columns, s, C)
+    """
+    s, c = windows.shape[1], windows.shape[-1]
+    return windows.view(-1, grid_size[0] // s, grid_size[1] // s, s, s, c).transpose(2, 3)
 
 
 def _windows(side: int, window_size: int) -> int:

@@ -82,7 +82,7 @@ class BranchMerge(nn.Module):
             x = projection(x)
             if x.shape[2:] != size:
                 x = F.interpolate(x.float(), size=size, mode="bilinear", align_corners=False).to(x.dtype)
-            total = weight * x if total is None else total + weight * x
+            total = weight * x if total is None else torch.addcmul(total, weight, x)
         return total
 
 

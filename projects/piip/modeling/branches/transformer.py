@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...errors import ConfigError
 from ...layers.attention import grid_attention
-from ...layers.windows import window_partition, window_unpartition
+from ...layers.windows import window_partition, window_unpartition, windows_in_grid
 from .base import Branch, BranchState, check_rate
 
 __all__ = ["ACTIVATIONS", "TransformerBranch", "init_linears", "linear_rates", "position_grid", "resample_positions"]
@@ -28,12 +28,22 @@ class _GridBlock(Block):
     """timm's block around an attention that is told from outside.
 
     Shape:
-        x (B, N, C) -> the same; ``attend`` takes the attention module and normalised tokens.
+        x (B, N, C) -> the same; ``attend`` takes the attention module and normalised tokens. Where it gives them in
+        another order, ``place`` makes a view (B, ..., C) of them in the order of ``x``.
     """
 
-    def forward(self, x: Tensor, attend: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
-        attended = self.attn.proj(attend(self.attn, self.norm1(x)))
-        x = x + self.drop_path1(self.ls1(attended))
+    def forward(
+        self,
+        x: Tensor,
+        attend: Callable[[nn.Module, Tensor], Tensor],
+        place: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        attended = self.ls1(self.attn.proj(attend(self.attn, self.norm1(x))))
+        if place is None:
+            x = x + self.drop_path1(attended)
+        else:
+            attended = place(attended)
+            x = (x.view_as(attended) + self.drop_path1(attended)).flatten(1, -2)
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
@@ -123,8 +133,14 @@ class TransformerBranch(Branch):
 
     def run_block(self, x: Tensor, index: int, grid_size: tuple[int, int], window_size: int, cut: bool) -> Tensor:
         """Runs one block on tokens (B, N, C), row by row or, if they are ``cut``, window by window."""
-        attend = self._attend_cut if cut else partial(self.attend, grid_size=grid_size)
-        return self.blocks[index](x, partial(attend, window_size=window_size))
+        block = self.blocks[index]
+        if cut:
+            return block(x, partial(self._attend_cut, window_size=window_size))
+        if _fit(window_size, grid_size):
+            # The sum that follows reads windows in the order of the grid, without a copy.
+            attend = partial(self._attend_windows, window_size=window_size, grid_size=grid_size)
+            return block(x, attend, partial(windows_in_grid, grid_size=grid_size))
+        return block(x, partial(self.attend, window_size=window_size, grid_size=grid_size))
 
     def attend(self, attn: nn.Module, x: Tensor, window_size: int, grid_size: tuple[int, int]) -> Tensor:
         """The attention of a block up to its output projection, on normalised tokens (B, N, C)."""
@@ -139,6 +155,10 @@ class TransformerBranch(Branch):
     def _attend_cut(self, attn: nn.Module, x: Tensor, window_size: int) -> Tensor:
         windows = x.unflatten(1, (-1, window_size**2)).flatten(0, 1)
         return self.attend(attn, windows, 0, (window_size, window_size)).view_as(x)
+
+    def _attend_windows(self, attn: nn.Module, x: Tensor, window_size: int, grid_size: tuple[int, int]) -> Tensor:
+        windows = window_partition(x.unflatten(1, grid_size), window_size)
+        return self.attend(attn, windows.flatten(1, 2), 0, (window_size, window_size)).view_as(windows)
 
     def run(self, state: BranchState, start: int, stop: int) -> BranchState:
         x = state.tokens if state.prefix is None else torch.cat([state.prefix, state.tokens], dim=1)
