@@ -13,7 +13,7 @@ from piip.analysis.launches import launches
 from piip.layers import DeformAttn
 from piip.layers.ska import ska
 from piip.layers.winograd import WinogradConv2d
-from piip.modeling import SingleBranch, ViTBranch
+from piip.modeling import SingleBranch, ViTBranch, fuse
 
 IMAGE = torch.randn(1, 3, 64, 64)
 
@@ -71,6 +71,24 @@ def test_deformable_attention_is_one_and_what_is_kept_of_a_size_is_free() -> Non
     calls = launches(Doing(attend, DeformAttn(16, 16, 2)), torch.empty(1, 3, 8, 8))
     assert calls["piip::deform_attn"] == 1
     assert not {"aten::arange", "aten::stack", "aten::div"} & set(calls)
+
+
+def test_fused_interactions_launch_less_and_as_much_in_half_precision_but_for_a_cast() -> None:
+    attn = DeformAttn(16, 16, 2)
+
+    def attend(x: Tensor, attn: nn.Module) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)[..., :1].expand(-1, -1, 16).contiguous()
+        return attn(tokens, tokens, (8, 8), (8, 8))
+
+    totals = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        image = torch.empty(1, 3, 8, 8, dtype=dtype)
+        model = Doing(attend, attn).eval().to(dtype)
+        totals[dtype] = [launches(m, image) for m in (model, fuse(model))]
+    plain, fused = totals[torch.float32]
+    assert fused == Counter({"aten::addmm": 3, "aten::clone": 1, "piip::deform_attn_joined": 1})
+    assert plain.total() == fused.total() + 3  # a product, the places and the softmax
+    assert totals[torch.bfloat16][1] == fused + Counter({"aten::_to_copy": 1})
 
 
 def test_positions_of_a_frozen_network_are_made_once_and_those_of_a_run_are_not_taken() -> None:

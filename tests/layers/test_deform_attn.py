@@ -35,6 +35,32 @@ def test_module_matches_reference_with_gradients():
         torch.testing.assert_close(parameter.grad, data[f"grad:{name}"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_joined_projections_give_the_same_with_and_without_gradients(dtype):
+    torch.manual_seed(0)
+    module = DeformAttn(48, 32, num_heads=4, num_points=3).to(dtype)
+    for layer in (module.sampling_offsets, module.attention_weights):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+        torch.nn.init.normal_(layer.bias)
+    inputs = torch.randn(2, 20, 48, dtype=dtype), torch.randn(2, 63, 32, dtype=dtype), (4, 5), (7, 9)
+    with torch.no_grad():
+        expected = module(*inputs)
+        module.join_projections()
+        inference = module(*inputs)
+    query = inputs[0].clone().requires_grad_()
+    learning = module(query, *inputs[1:])
+    learning.sum().backward()
+    assert query.grad.abs().sum() > 0
+    for out in (inference, learning):
+        assert out.dtype == dtype
+        assert (out - expected).norm() < (1e-2 if dtype == torch.bfloat16 else 1e-5) * expected.norm()
+
+
+def test_joined_operator_is_a_good_citizen():
+    value, samples = torch.randn(2, 12, 4, 6), torch.randn(2, 6, 36)
+    torch.library.opcheck(torch.ops.piip.deform_attn_joined, (value, samples, [2, 3], [3, 4]))
+
+
 def test_sampling_at_a_cell_centre_returns_that_cell_and_outside_zero():
     value = torch.arange(6.0).view(1, 6, 1, 1)  # a 2 x 3 map
     inside, outside = reference_points((2, 3), torch.device("cpu"))[4], torch.tensor([-1.0, 0.5])

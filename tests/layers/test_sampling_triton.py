@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from piip.layers import deform_attn, deform_attn_reference
+from piip.layers.deform_attn import attend_joined
 from piip.layers.kernels import deform_attn_eager
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
@@ -76,6 +77,24 @@ def test_interpreted(shape: str, dtype: torch.dtype, exact: bool) -> None:
         assert (result - truth).double().norm() < tolerance * truth.double().norm()
 
 
+def joined_inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, tuple[int, int], tuple[int, int]]:
+    """Values, offsets and logits of three points and four heads, the grid of the queries, the other grid."""
+    random = torch.Generator().manual_seed(0)
+    value = torch.randn(2, 35, 4, 6, generator=random).to(dtype)
+    return value, torch.randn(2, 12, 36, generator=random) * 2, (3, 4), (5, 7)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_in_the_interpreter")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_interpreted_with_places_and_weights_made_in_the_kernel(dtype: torch.dtype, tolerance: float) -> None:
+    from piip.layers.kernels import deform_attn_triton
+
+    tensors = joined_inputs(dtype)
+    truth, actual = attend_joined(*tensors), deform_attn_triton.forward_joined(*tensors)
+    assert actual.dtype == dtype
+    assert (actual - truth).double().norm() < tolerance * truth.double().norm()
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_in_the_interpreter")
 def test_interpreted_whole_numbers_show_what_is_not_finite() -> None:
     from piip.layers.kernels import deform_attn_triton
@@ -91,7 +110,7 @@ def test_interpreted_whole_numbers_show_what_is_not_finite() -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="compiled in the other process")
-@pytest.mark.parametrize("kernel", ["_forward_kernel", "_backward_kernel"])
+@pytest.mark.parametrize("kernel", ["_forward_kernel", "_backward_kernel", "_joined_kernel"])
 def test_compiles_for_a_gpu_that_is_not_there(kernel: str) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -100,9 +119,9 @@ def test_compiles_for_a_gpu_that_is_not_there(kernel: str) -> None:
 
     function = getattr(deform_attn_triton, kernel)
     constants = {"HEADS": 16, "DIM": 12, "LEVELS": 1, "POINTS": 4, "ROWS": 64, "CHANNELS": 16, "EXACT": True}
-    types = {"unit": "*fp64", "sums": "*i64", "sizes": ("i32", "i32")}
+    types = {"unit": "*fp64", "sums": "*i64", "sizes": ("i32",) * (4 if kernel == "_joined_kernel" else 2)}
     types |= dict.fromkeys(("grad", "value", "out"), "*bf16")
-    types |= dict.fromkeys(("locations", "weights", "glocations", "gweights"), "*fp32")
+    types |= dict.fromkeys(("locations", "weights", "glocations", "gweights", "samples"), "*fp32")
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
     compiled = triton.compile(ASTSource(function, signature, constants), target=GPUTarget("cuda", 90, 32))
@@ -132,6 +151,16 @@ def test_on_a_gpu(shape: tuple, dtype: torch.dtype, exact: bool) -> None:
     tolerance = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}[dtype]
     for result, truth in zip(results[0], truths, strict=True):
         assert (result.cpu().double() - truth).norm() / truth.norm() < tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_places_and_weights_are_made_in_the_kernel_on_a_gpu(dtype: torch.dtype) -> None:
+    value, samples, *grids = joined_inputs(dtype)
+    truth = attend_joined(value.double(), samples.double(), *grids)
+    result = attend_joined(value.cuda(), samples.cuda(), *grids)
+    assert result.dtype == dtype
+    assert (result.cpu().double() - truth).norm() < 2e-2 * truth.norm()
 
 
 @pytest.mark.skipif(INTERPRETED, reason="runs in the other process")

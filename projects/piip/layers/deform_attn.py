@@ -13,12 +13,15 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 from ..errors import ConfigError
 from .exporting import is_exporting
+from .kernels import deform_attn_eager
+from .kernels.choice import choose
 from .sampling import deform_attn
 
-__all__ = ["DeformAttn", "reference_points"]
+__all__ = ["DeformAttn", "attend_joined", "reference_points"]
 
 # Tensors of so many grids are kept: there are two or three per size of a batch.
 _REMEMBERED = 64
@@ -33,9 +36,9 @@ def _cached(function: Callable[[tuple[int, int], torch.device], Tensor]) -> Call
     def call(grid_size: tuple[int, int], device: torch.device) -> Tensor:
         if torch.compiler.is_compiling():
             return function(grid_size, device)
-        # Fake tensors are for their own mode alone.
-        key = grid_size, device, getattr(torch.empty(0, device="cpu"), "fake_mode", None)
-        recording = _is_recording(device)
+        # Fake tensors are for their own mode alone, and their GPU need not be there.
+        fake_mode = getattr(torch.empty(0, device="cpu"), "fake_mode", None)
+        key, recording = (grid_size, device, fake_mode), fake_mode is None and _is_recording(device)
         if key not in latest:
             # Used in training and inference, so never an inference tensor.
             with torch.inference_mode(False), torch.no_grad():
@@ -110,6 +113,46 @@ def linear_float32(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, at_least_float32(layer.weight), at_least_float32(layer.bias))
 
 
+def _places(
+    offsets: Tensor, logits: Tensor, query_grid: Sequence[int], feat_grid: Sequence[int], num_heads: int
+) -> tuple[Tensor, Tensor]:
+    """Where the queries of one grid look in another, (B, Nq, heads, 1, points, 2), and the weights."""
+    b, n, count = logits.shape
+    shape = b, n, num_heads, 1, count // num_heads
+    offsets, logits = offsets.view(*shape, 2), logits.view(shape)
+    centres = reference_points(tuple(query_grid), offsets.device).view(1, n, 1, 1, 1, 2)
+    locations = torch.addcmul(centres, offsets, cell_size(tuple(feat_grid), offsets.device))
+    few = logits.is_cpu and not is_exporting()
+    return locations, _softmax_of_few(logits) if few else logits.softmax(dim=-1)
+
+
+@torch.library.custom_op("piip::deform_attn_joined", mutates_args=())
+def attend_joined(value: Tensor, samples: Tensor, query_grid: Sequence[int], feat_grid: Sequence[int]) -> Tensor:
+    """Deformable attention of all cells of one grid to another, with all that follows the projections; no gradients.
+
+    Shape:
+        value (B, Nk, M, D), samples (B, Nq, M * points * 3): first the offsets of all heads and points in cells, ``x``
+        and ``y``, then the logits of their weights; float32, or float64 for values of float64 -> (B, Nq, M * D)
+    """
+    heads, points = value.shape[2], samples.shape[2] // (3 * value.shape[2])
+    kernels = choose("deform_attn", value, samples, samples, tuple(feat_grid)) if samples.numel() else deform_attn_eager
+    if hasattr(kernels, "forward_joined"):
+        return kernels.forward_joined(value, samples, query_grid, feat_grid)
+    parts = samples.split([2 * heads * points, heads * points], dim=-1)
+    return kernels.forward(value, *_places(*parts, query_grid, feat_grid, heads), feat_grid)
+
+
+@attend_joined.register_fake
+def _(value: Tensor, samples: Tensor, query_grid: Sequence[int], feat_grid: Sequence[int]) -> Tensor:
+    return value.new_empty(value.shape[0], samples.shape[1], value.shape[2] * value.shape[3])
+
+
+# As of deform_attn.
+@register_flop_formula(torch.ops.piip.deform_attn_joined)
+def _flops(value_shape: torch.Size, samples_shape: torch.Size, *args, **kwargs) -> int:
+    return 10 * math.prod(samples_shape) // 3 * value_shape[-1]
+
+
 class DeformAttn(nn.Module):
     """Single-level multi-head deformable attention from one token grid to another.
 
@@ -179,16 +222,14 @@ class DeformAttn(nn.Module):
         return linear_float32(self.joined, query).split([2 * count, count], dim=-1)
 
     def forward(self, query: Tensor, feat: Tensor, query_grid: tuple[int, int], feat_grid: tuple[int, int]) -> Tensor:
-        b, n, _ = query.shape
-        m, p = self.num_heads, self.num_points
-        value = self.value_proj(feat)
+        value = self.value_proj(feat).unflatten(-1, (self.num_heads, -1))
         # Meta tensors, on which models are counted, know no autocast, and exported graphs hold no part without it.
         plain = query.is_meta or is_exporting()
         with nullcontext() if plain else torch.autocast(query.device.type, enabled=False):
-            offsets, weights = self._samples(at_least_float32(query))
-            offsets, weights = offsets.view(b, n, m, 1, p, 2), weights.view(b, n, m, 1, p)
-            centres = reference_points(query_grid, query.device).view(1, n, 1, 1, 1, 2)
-            locations = torch.addcmul(centres, offsets, cell_size(feat_grid, query.device))
-            weights = weights.softmax(dim=-1) if plain or not weights.is_cpu else _softmax_of_few(weights)
-            out = deform_attn(value.unflatten(-1, (m, -1)), [feat_grid], locations, weights)
+            q = at_least_float32(query)
+            if self.joined is not None and not plain and not torch.is_grad_enabled():
+                out = attend_joined(value, linear_float32(self.joined, q), query_grid, feat_grid)
+            else:
+                places = _places(*self._samples(q), query_grid, feat_grid, self.num_heads)
+                out = deform_attn(value, [feat_grid], *places)
         return self.output_proj(out)

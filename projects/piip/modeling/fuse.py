@@ -40,7 +40,8 @@ def fuse(module: nn.Module) -> nn.Module:
     * The simple feature pyramid: the transposed convolution that ends a level and the 1x1 convolution with which an FPN
       (or what DINO and UPerNet have instead) begins become one, with a quarter of their computation or less.
     * Transformers, ConvNeXt and interactions: the layers before a residual connection take in its scale. In
-      deformable attention the two products of the queries become one.
+      deformable attention the two products of the queries become one, and all from there to the sampled values one
+      operator, without gradients.
     * On a CPU, wide 3x3 convolutions of any model become :class:`piip.layers.WinogradConv2d`, which takes four times
       their memory more, and the 1x1 convolutions of LSNet :class:`piip.layers.PointwiseConv2d`. A model for a GPU is
       fused there.

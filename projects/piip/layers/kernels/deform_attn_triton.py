@@ -19,7 +19,7 @@ from torch import Tensor
 from .choice import log_once
 from .gpu import device_of, missing
 
-__all__ = ["backward", "forward", "missing", "obstacle"]
+__all__ = ["backward", "forward", "forward_joined", "missing", "obstacle"]
 
 _THREADS = 128
 
@@ -31,7 +31,8 @@ def obstacle(value: Tensor, locations: Tensor, weights: Tensor, sizes: Sequence[
     if value.dtype == torch.float64:
         return "they do not take torch.float64"
     # Offsets inside an image are of 32 bits.
-    if max(*(t[0].numel() for t in (value, locations)), weights[0, ..., 0, 0].numel() * value.shape[3]) >= 2**31:
+    out = locations.shape[1] * value.shape[2] * value.shape[3]
+    if max(value[0].numel(), locations[0].numel(), out) >= 2**31:
         return "they do not take images of 2**31 elements"
     # The second dimension of a grid.
     if len(value) > 65535:
@@ -43,7 +44,17 @@ def forward(value: Tensor, locations: Tensor, weights: Tensor, sizes: Sequence[i
     """See :func:`piip.layers.deform_attn`; ``sizes`` are height and width of every level, one after the other."""
     value, locations, weights = (t.contiguous() for t in (value, locations, weights))
     out = value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
-    _launch(_forward_kernel, value, weights, (value, locations, weights, out), sizes)
+    _launch(_forward_kernel, value, weights.shape, (value, locations, weights, out), sizes)
+    return out
+
+
+def forward_joined(value: Tensor, samples: Tensor, query_grid: Sequence[int], feat_grid: Sequence[int]) -> Tensor:
+    """The same from one grid to another; ``samples`` as in :func:`piip.layers.deform_attn.attend_joined`."""
+    value, samples = value.contiguous(), samples.contiguous()
+    (batch, _, heads, dim), queries = value.shape, samples.shape[1]
+    out = value.new_empty(batch, queries, heads * dim)
+    shape = batch, queries, heads, 1, samples.shape[2] // (3 * heads)
+    _launch(_joined_kernel, value, shape, (value, samples, out), (*query_grid, *feat_grid))
     return out
 
 
@@ -60,7 +71,7 @@ def backward(
         unit = torch.ones((), device=value.device, dtype=torch.float64)
     sums = torch.zeros_like(value, dtype=torch.int64 if exact else torch.float32)
     tensors = (grad, value, locations, weights, sums, glocations, gweights, unit)
-    _launch(_backward_kernel, value, weights, tensors, sizes, EXACT=exact)
+    _launch(_backward_kernel, value, weights.shape, tensors, sizes, EXACT=exact)
     return (sums * unit if exact else sums).to(value.dtype), glocations, gweights
 
 
@@ -78,12 +89,12 @@ def _unit(grad: Tensor, weights: Tensor) -> Tensor:
 def _launch(
     kernel: triton.JITFunction,
     value: Tensor,
-    weights: Tensor,
+    shape: Sequence[int],
     tensors: tuple[Tensor, ...],
     sizes: Sequence[int],
     **flags,
 ) -> None:
-    (batch, cells, heads, dim), (_, queries, _, levels, points) = value.shape, weights.shape
+    (batch, cells, heads, dim), (_, queries, _, levels, points) = value.shape, shape
     channels = triton.next_power_of_2(dim)
     # What a thread loads at once: where widths of heads are known, neighbours come in words of up to 16 bytes. One such
     # word per thread leaves no place to be computed twice there.
@@ -117,8 +128,14 @@ def _rows(queries, HEADS: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, C
 @triton.jit
 def _locate(locations, sample, mask, height, width):
     """The cell before a place and the distance, both by row and column; NaN is far outside, and stays NaN."""
-    x = tl.load(locations + 2 * sample, mask=mask, other=0.0) * width - 0.5
-    y = tl.load(locations + 2 * sample + 1, mask=mask, other=0.0) * height - 0.5
+    x = tl.load(locations + 2 * sample, mask=mask, other=0.0)
+    y = tl.load(locations + 2 * sample + 1, mask=mask, other=0.0)
+    return _split(x, y, height, width)
+
+
+@triton.jit
+def _split(x, y, height, width):
+    x, y = x * width - 0.5, y * height - 0.5
     near_x = tl.where(x > -2, tl.where(x < width + 1, x, width + 1), -2.0)
     near_y = tl.where(y > -2, tl.where(y < height + 1, y, height + 1), -2.0)
     left, top = tl.floor(near_x), tl.floor(near_y)
@@ -154,12 +171,52 @@ def _forward_kernel(
             sample = (row * LEVELS + level) * POINTS + point
             x, y, fx, fy = _locate(locations, sample, row_mask, height, width)
             weight = tl.load(weights + sample, mask=row_mask, other=0.0)
-            for tap in tl.static_range(4):
-                share = (fx if tap % 2 else 1 - fx) * (fy if tap // 2 else 1 - fy)
-                cell, there = _cell(value, first, y + tap // 2, x + tap % 2, height, width, HEADS, DIM, offset, mask)
-                total += weight * share * tl.load(cell, mask=there, other=0.0).to(tl.float32)
+            total = _add(total, weight, value, first, x, y, fx, fy, height, width, HEADS, DIM, offset, mask)
         first += height * width
     tl.store(out + image * queries * HEADS * DIM + row * DIM + channel, total, mask=mask)
+
+
+@triton.jit
+def _add(
+    total, weight, value, first, x, y, fx, fy, height, width, HEADS: tl.constexpr, DIM: tl.constexpr, offset, mask
+):
+    """Adds a weighted sample."""
+    for tap in tl.static_range(4):
+        share = (fx if tap % 2 else 1 - fx) * (fy if tap // 2 else 1 - fy)
+        cell, there = _cell(value, first, y + tap // 2, x + tap % 2, height, width, HEADS, DIM, offset, mask)
+        total += weight * share * tl.load(cell, mask=there, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
+def _joined_kernel(
+    value, samples, out,
+    cells, queries, sizes,
+    HEADS: tl.constexpr, DIM: tl.constexpr,
+    LEVELS: tl.constexpr, POINTS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    image = tl.program_id(1).to(tl.int64)
+    row, channel, row_mask, mask = _rows(queries, HEADS, DIM, ROWS, CHANNELS)
+    rows, columns, height, width = sizes[0], sizes[1], sizes[2], sizes[3]
+    query, head = row // HEADS, row % HEADS
+    value += image * cells * HEADS * DIM
+    samples += (image * queries + query) * HEADS * (3 * POINTS)
+    offsets = samples + head * (2 * POINTS)
+    logits = samples + HEADS * (2 * POINTS) + head * POINTS
+    centre_x, centre_y = (query % columns + 0.5) / columns, (query // columns + 0.5) / rows
+    largest = tl.full((ROWS, 1), float("-inf"), tl.float32)
+    for point in tl.range(POINTS, loop_unroll_factor=4):
+        largest = tl.maximum(largest, tl.load(logits + point, mask=row_mask, other=0.0))
+    total = tl.zeros((ROWS, CHANNELS), tl.float32)
+    weights = tl.zeros((ROWS, 1), tl.float32)
+    for point in tl.range(POINTS, loop_unroll_factor=4):
+        weight = tl.exp(tl.load(logits + point, mask=row_mask, other=0.0) - largest)
+        weights += weight
+        place_x = centre_x + tl.load(offsets + 2 * point, mask=row_mask, other=0.0) * (1.0 / width)
+        place_y = centre_y + tl.load(offsets + 2 * point + 1, mask=row_mask, other=0.0) * (1.0 / height)
+        x, y, fx, fy = _split(place_x, place_y, height, width)
+        total = _add(total, weight, value, 0, x, y, fx, fy, height, width, HEADS, DIM, head * DIM + channel, mask)
+    tl.store(out + image * queries * HEADS * DIM + row * DIM + channel, total / weights, mask=mask)
 
 
 @triton.jit
