@@ -36,6 +36,7 @@ def test_a_right_config_becomes_a_model():
         ),
         ({"windows_size": 3}, r"branches.0, ViTBranch: .*'windows_size'.*Did you mean 'window_size'"),
         ({"embed_dim": "???"}, r"embed_dim has no value"),
+        ({"use_act_checkpoint": "no"}, r"branches.0.use_act_checkpoint='no' must be true or false"),
     ],
 )
 def test_what_is_wrong_is_told_by_its_place(changes, message):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .forms import check
 from .records import Row, environment
-from .timing import Settings, in_turns, run_once
+from .timing import Settings, in_turns, recorded, run_once
 
 __all__ = ["CASES", "AttentionCase"]
 
@@ -69,6 +69,8 @@ class AttentionCase:
         first = {name: once.ms for name, once in results.items()}
         del results
         ways["copy of q, k, v"] = lambda: [t.detach().clone() for t in qkv]
+        if settings.device == "cuda":
+            ways = {name: recorded(way) for name, way in ways.items()}
         turns = in_turns(ways, settings.at_most(5), first)
         about = environment(settings)
         return [Row("ops", self.name, name, *turn.values, numbers.get(name, {}), about) for name, turn in turns.items()]

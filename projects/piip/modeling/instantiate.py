@@ -22,8 +22,8 @@ def instantiate_model(node: Any) -> nn.Module:
     """Instantiates the ``model`` section of a config, or a node of it.
 
     Raises:
-        ConfigError: when a ``_target_`` does not exist, does not take the arguments beside it or lacks one, or when a
-            value was left open.
+        ConfigError: when a ``_target_`` does not exist, does not take the arguments beside it or lacks one, when a text
+            is given for a flag, or when a value was left open.
     """
     _check(OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node, "")
     try:
@@ -64,6 +64,11 @@ def _check_call(node: Mapping[str, Any], path: str) -> None:
         unknown = [name for name in names if name not in signature.parameters]
         hint = did_you_mean(unknown[0], signature.parameters) if unknown else ""
         raise ConfigError(f"{where}, {getattr(target, '__name__', target)}: {error}.{hint}") from error
+    for name in names:
+        # Such as `no` on a command line, which is a text there, and would count as true.
+        flag = name in signature.parameters and signature.parameters[name].annotation in (bool, "bool")
+        if flag and isinstance(node[name], str) and "${" not in node[name] and node[name] != "???":
+            raise ConfigError(f"{f'{path}.{name}'.lstrip('.')}={node[name]!r} must be true or false.")
 
 
 def _locate(name: str, where: str) -> Any:
