@@ -18,12 +18,18 @@ SHORT = Settings(rounds=3, seconds=0.002)
 ROW = Row("ops", "a case", "a way", ms=2, min_ms=1, spread=0.05, ratio=4, environment={"dtype": "float32"})
 
 
-def test_ratios_are_to_the_first() -> None:
-    small, large = torch.randn(64, 64), torch.randn(512, 512)
-    timings = in_turns({"large": lambda: large @ large, "small": lambda: small @ small}, SHORT)
+def test_ratios_are_to_the_first_of_the_same_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = 0.0
+
+    def call(takes: float) -> None:
+        nonlocal seconds
+        seconds += takes * (1 + seconds)  # the machine becomes slower and slower
+
+    monkeypatch.setattr(timing, "now", lambda device: seconds)
+    timings = in_turns({"large": lambda: call(0.08), "small": lambda: call(0.01)}, SHORT)
     assert timings["large"].ratio == 1
-    assert timings["small"].ratio > 4
-    assert 0 < timings["small"].minimum <= timings["small"].median < timings["large"].median
+    assert timings["small"].ratio == pytest.approx(8, rel=0.2)
+    assert 0 < timings["small"].minimum < timings["small"].median < timings["large"].median
 
 
 def test_what_takes_longer_than_a_turn_is_called_once_per_round() -> None:

@@ -148,7 +148,7 @@ def _compiled(name: str, network: nn.Module, image: Tensor, settings: Settings, 
     modes = {"compiled": True} if settings.compiled else {}
     if modes and settings.device == "cuda":
         modes["CUDA graphs"] = "reduce-overhead"
-    return {f"{name}, {how}": Form(compiled(network, image, mode), image, network, like) for how, mode in modes.items()}
+    return {f"{name}, {how}": compiled(network, image, like, mode) for how, mode in modes.items()}
 
 
 def create(name: str, settings: Settings) -> nn.Module:

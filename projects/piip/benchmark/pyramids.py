@@ -80,21 +80,18 @@ class PyramidCase:
             forms["ours"] = Form(model, image, like="published form")
         forms["ours, fused"] = Form(fused, image, like="published form")
         if settings.compiled:
-            forms["ours, fused, compiled"] = Form(compiled(fused, image), image, fused, like="published form")
+            forms["ours, fused, compiled"] = compiled(fused, image, "published form")
         if settings.device == "cuda":
             forms["ours, fused, branches overlap"] = Form(_overlapping(fused), image, fused, like="published form")
         if settings.device == "cuda" and settings.compiled:
-            graphs = compiled(fused, image, "reduce-overhead")
-            forms["ours, fused, CUDA graphs"] = Form(graphs, image, fused, like="published form")
+            forms["ours, fused, CUDA graphs"] = compiled(fused, image, "published form", "reduce-overhead")
         for peer in self.peers:
             vit, name = _ready(with_fpn(make_vit(peer)), settings), f"ViT-{peer} {self.peer_side}"
             picture = make((self.peer_side,) * 2)
             plain = fuse(vit)
             forms[f"{name}, fused"] = Form(plain, picture)
             if settings.compiled:
-                forms[f"{name}, fused, compiled"] = Form(
-                    compiled(plain, picture), picture, plain, like=f"{name}, fused"
-                )
+                forms[f"{name}, fused, compiled"] = compiled(plain, picture, f"{name}, fused")
             if not self.brief:
                 timms = fuse(of_timm(vit, self.peer_side).eval().to(settings.device, settings.dtype))
                 forms[f"{name}, fused, timm"] = Form(timms, picture, like=f"{name}, fused")

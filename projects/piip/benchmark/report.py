@@ -71,6 +71,7 @@ _NUMBERS = {
     "images_per_s": ("images/s", 2),
     "gmacs": ("GMACs", 3),
     "launches": ("launches", 0),
+    "compile_s": ("compile s", 0),
     "peak_mb": ("peak MB", 1),
     "saved_mb": ("saved MB", 1),
     "extra_mb": ("MB", 2),
