@@ -1,9 +1,5 @@
 """Deformable attention against the reference numbers and against a plain loop."""
 
-import gc
-import sys
-import weakref
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -124,30 +120,3 @@ def test_fake_tensors_do_not_stay_where_real_ones_are_looked_for() -> None:
             fake = attn(*(mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs))
         assert fake.shape == (1, 35, 32)
         assert torch.isfinite(attn(*inputs)).all()
-
-
-def test_points_that_a_cuda_graph_reads_are_kept(monkeypatch):
-    """On the CPU, where nothing is recorded: only when the points are made and dropped is looked at."""
-    device = torch.device("cpu")
-    before = reference_points((9, 90), device)
-    monkeypatch.setattr(sys.modules["piip.layers.deform_attn"], "_is_recording", lambda device: True)
-    read = weakref.ref(reference_points((9, 90), device))
-    assert read() is before
-    recorded = reference_points((9, 91), device)
-    monkeypatch.undo()
-    assert reference_points((9, 91), device) is not recorded, "memory of a graph, which eager code must not read"
-    del before
-    for width in range(100):
-        reference_points((8, width + 1), device)
-    gc.collect()
-    assert read() is not None
-
-
-def test_few_points_are_remembered():
-    device = torch.device("cpu")
-    points = weakref.ref(reference_points((9, 92), device))
-    assert points() is reference_points((9, 92), device)
-    for width in range(100):
-        reference_points((8, width + 1), device)
-    gc.collect()
-    assert points() is None

@@ -132,6 +132,16 @@ def test_ls_convolution_and_its_gradients_match_reference():
         reference.assert_matches(gradients[record["name"]], record, rtol=1e-4)
 
 
+def test_biases_of_a_frozen_attention_are_resized_once_per_size_until_they_change():
+    attention = Attention(32, 2, 4, "matrix").requires_grad_(False)
+    first = attention._bias((3, 5))
+    assert attention._bias((3, 5)) is first
+    assert attention._bias((5, 3)) is not first
+    attention.load_state_dict({**attention.state_dict(), "attention_biases": torch.randn(2, 16)})
+    assert not torch.equal(attention._bias((3, 5)), first)
+    assert attention.requires_grad_()._bias((3, 5)).requires_grad
+
+
 @pytest.mark.parametrize("name", ["cls_dim384_4x4", "det_dim384_4x5", "det_dim384_13x21", "det_dim384_14x14"])
 def test_attention_matches_reference(name):
     case = reference.case(f"lsnet/attention_{name}")

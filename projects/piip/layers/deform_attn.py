@@ -5,9 +5,8 @@ Source: Deformable DETR (arXiv:2010.04159), Eq. 2-3; PIIP (arXiv:2501.07783) use
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -17,67 +16,43 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..errors import ConfigError
 from .exporting import is_exporting
+from .kept import Kept
 from .kernels import deform_attn_eager
 from .kernels.choice import choose
 from .sampling import deform_attn
 
 __all__ = ["DeformAttn", "attend_joined", "reference_points"]
 
-# Tensors of so many grids are kept: there are two or three per size of a batch.
-_REMEMBERED = 64
+# There are two or three grids per size of a batch.
+_points, _sizes = Kept(64), Kept(64)
 
 
-def _cached(function: Callable[[tuple[int, int], torch.device], Tensor]) -> Callable[..., Tensor]:
-    """Remembers the latest few tensors, but none of a trace or of a CUDA graph, which are no real ones."""
-    latest: dict[tuple, Tensor] = {}
-    in_graphs: dict[tuple, Tensor] = {}
-
-    @functools.wraps(function)
-    def call(grid_size: tuple[int, int], device: torch.device) -> Tensor:
-        if torch.compiler.is_compiling():
-            return function(grid_size, device)
-        # Fake tensors are for their own mode alone, and their GPU need not be there.
-        fake_mode = getattr(torch.empty(0, device="cpu"), "fake_mode", None)
-        key, recording = (grid_size, device, fake_mode), fake_mode is None and _is_recording(device)
-        if key not in latest:
-            # Used in training and inference, so never an inference tensor.
-            with torch.inference_mode(False), torch.no_grad():
-                tensor = function(grid_size, device)
-            if recording:  # its memory is the graph's
-                return tensor
-            if len(latest) == _REMEMBERED:
-                del latest[next(iter(latest))]
-            latest[key] = tensor
-        if recording:  # the graph reads this memory for as long as there is a graph
-            in_graphs[key] = latest[key]
-        return latest[key]
-
-    return call
-
-
-def _is_recording(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-@_cached
 def reference_points(grid_size: tuple[int, int], device: torch.device) -> Tensor:
     """Centres of the cells of a grid, ``(x, y)`` in units of its width and height, row by row.
 
-    Cached: every interaction of every forward pass asks for the same few.
+    Kept: every interaction of every forward pass asks for the same few.
 
     Shape:
         (h * w, 2), float32.
     """
-    h, w = grid_size
-    y = (torch.arange(h, dtype=torch.float32, device=device) + 0.5) / h
-    x = (torch.arange(w, dtype=torch.float32, device=device) + 0.5) / w
-    return torch.stack([x.expand(h, w), y[:, None].expand(h, w)], dim=-1).view(h * w, 2)
+
+    def make() -> Tensor:
+        h, w = grid_size
+        y = (torch.arange(h, dtype=torch.float32, device=device) + 0.5) / h
+        x = (torch.arange(w, dtype=torch.float32, device=device) + 0.5) / w
+        return torch.stack([x.expand(h, w), y[:, None].expand(h, w)], dim=-1).view(h * w, 2)
+
+    return _points(grid_size, device, make)
 
 
-@_cached
 def cell_size(grid_size: tuple[int, int], device: torch.device) -> Tensor:
     """Width and height of a cell in units of its grid, (2,) float32; nothing is copied to the GPU, which would wait."""
-    return torch.stack([torch.full((), 1 / side, dtype=torch.float32, device=device) for side in reversed(grid_size)])
+
+    def make() -> Tensor:
+        sides = [torch.full((), 1 / side, dtype=torch.float32, device=device) for side in reversed(grid_size)]
+        return torch.stack(sides)
+
+    return _sizes(grid_size, device, make)
 
 
 def starting_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...layers.attention import grid_attention
+from ...layers.kept import Kept
 from .base import BranchState
 from .transformer import TransformerBranch, init_linears, linear_rates, position_grid
 
@@ -95,6 +96,7 @@ class _Attention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * side - 1) ** 2, num_heads))
+        self.kept = Kept(1)
         self.proj = nn.Linear(dim, dim)
 
     def project(self, tokens: Tensor) -> tuple[Tensor, ...]:
@@ -103,12 +105,16 @@ class _Attention(nn.Module):
         return q + self.q_bias.to(q.dtype), k, v + self.v_bias.to(v.dtype)
 
     def bias(self) -> Tensor:
-        """What is added to the logits, (1, heads, side*side queries, side*side keys)."""
+        """What is added to the logits, (1, heads, side*side queries, side*side keys); kept of a frozen table."""
         table = self.relative_position_bias_table
-        # Computed anew, as a buffer would be lost on the way from the meta device.
-        index = relative_position_index(self.side, table.device)
-        # The fast kernels take masks of two or four dimensions alone.
-        return table.T.index_select(1, index.flatten()).view(1, -1, *index.shape)
+
+        def laid_out() -> Tensor:
+            # Computed anew, as a buffer would be lost on the way from the meta device.
+            index = relative_position_index(self.side, table.device)
+            # The fast kernels take masks of two or four dimensions alone.
+            return table.T.index_select(1, index.flatten()).view(1, -1, *index.shape)
+
+        return self.kept((), table.device, laid_out, of=table)
 
 
 def relative_position_index(side: int, device: torch.device | str = "cpu") -> Tensor:

@@ -10,6 +10,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ...layers.kept import Kept
 from .base import BranchState, check_rate
 from .transformer import ACTIVATIONS, TransformerBranch, init_linears, position_grid, resample_positions
 
@@ -100,7 +101,7 @@ class ViTBranch(TransformerBranch):
         self.pos_grid = position_grid(pretrain_img_size, patch_size)
         rows = self.leading_positions + self.pos_grid[0] ** 2
         self.pos_embed = nn.Parameter(torch.zeros(1, rows, embed_dim))
-        self._kept: dict[tuple[int, int], tuple[Tensor, int, Tensor]] = {}  # by size: of what, its version, resized
+        self.kept = Kept(_KEPT_SIZES)
         self.num_prefix_tokens = int(class_token)
         if class_token:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -124,26 +125,11 @@ class ViTBranch(TransformerBranch):
     def positions(self, grid_size: tuple[int, int]) -> Tensor:
         """The position embedding on a grid, (1, h*w, C); of a frozen one, as after fusing, the latest are kept."""
         pos = self.pos_embed
-        if pos.requires_grad or pos.is_meta or pos.is_inference() or torch.compiler.is_compiling():
-            return self._resampled(grid_size)
-        of, version, kept = self._kept.get(grid_size, (None, None, None))
-        if of is not pos or version != pos._version:  # the version changes with the values
-            if len(self._kept) >= _KEPT_SIZES:
-                self._kept.clear()
-            with torch.inference_mode(False), torch.no_grad():
-                kept = self._resampled(grid_size)
-            self._kept[grid_size] = pos, pos._version, kept
-        return kept
 
-    def _resampled(self, grid_size: tuple[int, int]) -> Tensor:
-        return resample_positions(self.pos_embed[:, self.leading_positions :], self.pos_grid, grid_size)
+        def resampled() -> Tensor:
+            return resample_positions(pos[:, self.leading_positions :], self.pos_grid, grid_size)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_kept": {}}  # copies and files have their own
-
-    def _apply(self, *args: object, **kwargs: object) -> ViTBranch:
-        self._kept.clear()  # parameters move or change their type
-        return super()._apply(*args, **kwargs)
+        return self.kept(grid_size, pos.device, resampled, of=pos)
 
     def embed(self, image: Tensor) -> BranchState:
         x, grid = self.patches(image)

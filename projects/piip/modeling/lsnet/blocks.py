@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...layers import normed_ska, ska
 from ...layers.cpu_half import lacks_instructions
+from ...layers.kept import Kept
 from ...layers.kernels.memory import is_channels_last
 from .position_bias import RESIZES, position_bias
 
@@ -22,6 +23,7 @@ __all__ = ["Attention", "Block", "ConvNorm", "FusedLSConv", "LSConv", "RepDW", "
 
 _KEY_DIM = 16
 _SMALL_KERNEL, _LARGE_KERNEL = 3, 7
+_KEPT_SIZES = 16
 _SHARING = 8  # channels with the same weights in LS convolution
 
 
@@ -162,14 +164,23 @@ class Attention(nn.Module):
         self.dw = ConvNorm(self.widths[0], self.widths[0], 3, groups=self.widths[0])
         self.proj = nn.Sequential(nn.ReLU(), ConvNorm(channels, channels, zero_init=True))
         self.attention_biases = nn.Parameter(torch.zeros(num_heads, resolution**2))
+        self.kept = Kept(_KEPT_SIZES)
 
     def forward(self, x: Tensor) -> Tensor:
         grid = (x.shape[2], x.shape[3])
         q, k, v = self.qkv(x).split(self.widths, dim=1)
         q, k, v = (t.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3) for t in (self.dw(q), k, v))
-        bias = position_bias(self.attention_biases.unflatten(1, (self.resolution, -1)), grid, self.bias_resize)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(grid).to(q.dtype))
         return self.proj(out.transpose(2, 3).flatten(1, 2).unflatten(2, grid))
+
+    def _bias(self, grid: tuple[int, int]) -> Tensor:
+        """(heads, N, N); of frozen tables, as after fusing, the latest are kept."""
+        table = self.attention_biases
+
+        def resized() -> Tensor:
+            return position_bias(table.unflatten(1, (self.resolution, -1)), grid, self.bias_resize)
+
+        return self.kept(grid, table.device, resized, of=table)
 
 
 class Residual(nn.Module):
