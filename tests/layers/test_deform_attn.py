@@ -120,3 +120,29 @@ def test_fake_tensors_do_not_stay_where_real_ones_are_looked_for() -> None:
             fake = attn(*(mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs))
         assert fake.shape == (1, 35, 32)
         assert torch.isfinite(attn(*inputs)).all()
+
+
+@pytest.mark.parametrize(("query_grid", "feat_grid"), [((4, 5), (70, 90)), ((4, 5), (7, 8)), ((4, 4), (7, 9))])
+def test_joined_operator_refuses_grids_of_other_sizes(query_grid, feat_grid):
+    module = DeformAttn(48, 32, num_heads=4)
+    module.join_projections()
+    with torch.no_grad(), pytest.raises(ConfigError, match="have the cells of the grids"):
+        module(torch.randn(1, 20, 48), torch.randn(1, 63, 32), query_grid, feat_grid)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_module_is_traced(joined):
+    class Attending(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = DeformAttn(16, 16, num_heads=2)
+
+        def forward(self, x):
+            tokens, grid = x.flatten(2).transpose(1, 2), x.shape[2:]
+            return self.attn(tokens, tokens, grid, grid)
+
+    model, x = Attending().eval(), torch.randn(1, 16, 3, 4)
+    if joined:
+        model.attn.join_projections()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.trace(model, x, check_trace=False)(x), model(x))

@@ -160,6 +160,9 @@ def test_norms_for_other_widths_are_refused() -> None:
         normed_ska(x, w, nn.GroupNorm(4, 72), batch_norm)
     with pytest.raises(ConfigError, match="x has 64 channels; the BatchNorm is for 32"):
         normed_ska(x, w, group_norm, nn.BatchNorm2d(32))
+    for lacking in (nn.BatchNorm2d(64, affine=False), nn.BatchNorm2d(64, track_running_stats=False)):
+        with pytest.raises(ConfigError, match="affine=True and track_running_stats=True"):
+            normed_ska(x, w, group_norm, lacking)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 3, 2, 2, 9), (1, 3, 2, 3, 2, 25)], ids=["3x3", "5x5, uneven"])

@@ -83,7 +83,8 @@ def norms(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
         ("square", torch.bfloat16, True),
         ("uneven", torch.float16, True),
         ("5x5", torch.float32, False),
-        ((1, 4, 17, 18, 1, 9), torch.float32, False),  # moments of two parts of the map
+        ((1, 4, 23, 24, 1, 9), torch.float32, False),  # moments of three parts of the map
+        ((2, 6, 5, 4, 6, 9), torch.float32, False),  # of several weight channels at once
     ],
 )
 def test_interpreted_with_norms(shape: str | tuple[int, ...], dtype: torch.dtype, taps_first: bool) -> None:

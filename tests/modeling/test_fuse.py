@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -298,3 +300,9 @@ def fast_parts(model: nn.Module) -> dict[str, list[str]]:
             part, _, rest = name.partition(".")
             found.setdefault(part, []).append(rest)
     return found
+
+
+def test_copies_of_a_compiled_branch_run_their_own_weights():
+    branch = ViTBranch(32, 1, 2).eval()
+    branch.compile(backend="eager")
+    assert copy.deepcopy(branch)._compiled_call_impl is None

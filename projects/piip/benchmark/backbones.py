@@ -113,12 +113,13 @@ class _PlainPyTorch(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        before = os.environ.get("PIIP_KERNELS", "auto")
+        before = os.environ.get("PIIP_KERNELS")
         os.environ["PIIP_KERNELS"] = "eager"
         try:
             return self.network(image)
         finally:
-            os.environ["PIIP_KERNELS"] = before
+            del os.environ["PIIP_KERNELS"]
+            os.environ.update({} if before is None else {"PIIP_KERNELS": before})
 
 
 class _LSConv(LSConv):

@@ -108,8 +108,22 @@ def attend_joined(value: Tensor, samples: Tensor, query_grid: Sequence[int], fea
     Shape:
         value (B, Nk, M, D), samples (B, Nq, M * points * 3): first the offsets of all heads and points in cells, ``x``
         and ``y``, then the logits of their weights; float32, or float64 for values of float64 -> (B, Nq, M * D)
+
+    Raises:
+        ConfigError: when the tensors and grids do not fit each other.
     """
     heads, points = value.shape[2], samples.shape[2] // (3 * value.shape[2])
+    # Kernels believe it, and would read other memory.
+    if (len(value), value.shape[1], *samples.shape[1:]) != (
+        len(samples),
+        math.prod(feat_grid),
+        math.prod(query_grid),
+        3 * heads * points,
+    ):
+        raise ConfigError(
+            f"deformable attention: value {tuple(value.shape)} and samples {tuple(samples.shape)} must agree in batch "
+            f"and heads, and have the cells of the grids {tuple(feat_grid)} and {tuple(query_grid)}."
+        )
     kernels = choose("deform_attn", value, samples, samples, tuple(feat_grid)) if samples.numel() else deform_attn_eager
     if hasattr(kernels, "forward_joined"):
         return kernels.forward_joined(value, samples, query_grid, feat_grid)
@@ -197,6 +211,8 @@ class DeformAttn(nn.Module):
         return linear_float32(self.joined, query).split([2 * count, count], dim=-1)
 
     def forward(self, query: Tensor, feat: Tensor, query_grid: tuple[int, int], feat_grid: tuple[int, int]) -> Tensor:
+        if torch.jit.is_tracing():  # where sides are tensors, and a list of them is no argument of an operator
+            query_grid, feat_grid = (tuple(map(int, grid)) for grid in (query_grid, feat_grid))
         value = self.value_proj(feat).unflatten(-1, (self.num_heads, -1))
         # Meta tensors, on which models are counted, know no autocast, and exported graphs hold no part without it.
         plain = query.is_meta or is_exporting()

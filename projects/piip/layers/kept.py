@@ -37,24 +37,25 @@ class Kept(nn.Module):
             make: gives it; what it gives learns nothing, unless it is made for a parameter that learns.
             of: the parameter that it is made of, if any; anew when that has changed, and always when it learns.
         """
-        if torch.compiler.is_compiling() or (of is not None and (of.requires_grad or of.is_meta or of.is_inference())):
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if traced or (of is not None and (of.requires_grad or of.is_meta or of.is_inference())):
             return make()
         # Fake tensors are for their own mode alone, and their GPU need not be there.
         fake_mode = getattr(torch.empty(0, device="cpu"), "fake_mode", None)
         recording = fake_mode is None and _is_recording(device)
         version = None if of is None else of._version  # it changes with the values
         key = key, device, fake_mode
-        if key not in self._latest or self._latest[key][0] is not of or self._latest[key][1] != version:
+        made_of, made_at, tensor = self._latest.get(key, (None, None, None))
+        if tensor is None or made_of is not of or made_at != version:
             # Used in training and inference, so never an inference tensor.
             with torch.inference_mode(False), torch.no_grad():
                 tensor = make()
             if recording:  # its memory is the graph's
                 return tensor
             self._latest.pop(key, None)
-            if len(self._latest) == self.limit:
-                del self._latest[next(iter(self._latest))]
+            while len(self._latest) >= self.limit:  # other threads do the same
+                self._latest.pop(next(iter(list(self._latest)), None), None)
             self._latest[key] = of, version, tensor
-        tensor = self._latest[key][2]
         if recording:
             self._in_graphs[id(tensor)] = tensor
         return tensor
@@ -68,7 +69,7 @@ class Kept(nn.Module):
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_latest": {}, "_in_graphs": {}}
+        return {**super().__getstate__(), "_latest": {}, "_in_graphs": {}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
         return Kept(self.limit)

@@ -61,8 +61,8 @@ def normed_ska(x: Tensor, w: Tensor, group_norm: nn.GroupNorm, batch_norm: nn.Ba
 
     ``out = x + batch_norm(ska(x, group_norm(w)))``, with the statistics that ``batch_norm`` has collected. Weights go
     through memory twice, for their norm, and maps once: less than half of what operators of their own move. Normalised
-    weights and sums stay in float32 (float64 for float64). With gradients and in exported files these are the usual
-    operators.
+    weights and sums stay in float32 (float64 for float64). With gradients, in exported files and in plain PyTorch these
+    are the usual operators, which round in between.
 
     Args:
         x: features.
@@ -75,7 +75,7 @@ def normed_ska(x: Tensor, w: Tensor, group_norm: nn.GroupNorm, batch_norm: nn.Ba
         x (B, C, H, W), w (B, J, ks * ks, H, W) -> (B, C, H, W), of the dtype of ``x`` and channels-last if ``x`` is.
 
     Raises:
-        ConfigError: as :func:`ska`, or when the norms are for other widths.
+        ConfigError: as :func:`ska`, or when the norms are for other widths, or lack parameters or statistics.
     """
     x, w = _checked(x, w)
     if (group_norm.num_groups, group_norm.num_channels) != (w.shape[1], w.shape[1] * w.shape[2]):
@@ -87,6 +87,11 @@ def normed_ska(x: Tensor, w: Tensor, group_norm: nn.GroupNorm, batch_norm: nn.Ba
         raise ConfigError(f"normed_ska: x has {x.shape[1]} channels; the BatchNorm is for {batch_norm.num_features}.")
     statistics = batch_norm.running_mean, batch_norm.running_var
     norms = group_norm.weight, group_norm.bias, batch_norm.weight, batch_norm.bias, *statistics
+    if any(t is None for t in norms):
+        raise ConfigError(
+            "normed_ska: the norms need weights and biases, and the BatchNorm statistics; build them with affine=True "
+            "and track_running_stats=True."
+        )
     eps = group_norm.eps, batch_norm.eps
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in (x, w, *norms))
     if learns or is_exporting():

@@ -48,8 +48,8 @@ def fuse(module: nn.Module) -> nn.Module:
     * On a CPU without instructions for the half precision of a model, linear layers and convolutions multiply in
       float32; parameters and outputs stay as they are.
 
-    The copy is for inference and has other names in its state dict, which depend on the device: load weights before,
-    and train the original.
+    The copy is for inference, does not call all hooks of layers inside, and has other names in its state dict, which
+    depend on the device: load weights before, and train the original.
 
     Source: RepVGG (arXiv:2101.03697), Sec. 3.3, for the convolutions; published sizes and speeds of LSNet are those of
     fused models.

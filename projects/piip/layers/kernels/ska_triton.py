@@ -65,9 +65,12 @@ def forward_normed(x: Tensor, w: Tensor, norms: Sequence[Tensor], eps: Sequence[
     (b, _, height, width), j, sums = x.shape, w.shape[1], torch.promote_types(x.dtype, torch.float32)
     # A power of two, since there are kernels of their own for every size.
     part = _PART * triton.next_power_of_2(triton.cdiv(height * width, _PART * _MAX_PARTS))
+    part = min(part, triton.next_power_of_2(height * width))
     parts = triton.cdiv(height * width, part)
-    channels = min(triton.next_power_of_2(j), 32 if w.stride(1) == 1 else 1)
-    pixels = min(part, 4 * _THREADS // channels)
+    # Neighbours in memory belong to one program, and small maps of several weight channels do.
+    pixels = min(part, 4 * _THREADS)
+    channels = min(triton.next_power_of_2(j), 32 if w.stride(1) == 1 else 4 * _THREADS // pixels)
+    pixels = min(pixels, 4 * _THREADS // channels)
     moments = torch.empty(2, b, parts, j, dtype=sums, device=x.device)
     with device_of(x):
         _moments_kernel[(b * parts, triton.cdiv(j, channels))](
@@ -196,12 +199,12 @@ def _moments(norms, image, jj, pixels, J: tl.constexpr, TAPS: tl.constexpr, PART
 
 
 @triton.jit
-def _own(x, total, norms, channel, mask, SUM: tl.constexpr):
-    """The pixel itself, added to its normalised sum."""
+def _batch_norm(norms, channel, mask, SUM: tl.constexpr):
+    """By what sums of channels are scaled and shifted."""
     scale = tl.load(norms[4] + channel, mask=mask, other=0.0).to(SUM)
-    scale = scale / tl.sqrt(tl.load(norms[7] + channel, mask=mask, other=1.0).to(SUM) + norms[11])
-    total = (total - tl.load(norms[6] + channel, mask=mask, other=0.0).to(SUM)) * scale
-    return x.to(SUM) + (total + tl.load(norms[5] + channel, mask=mask, other=0.0).to(SUM))
+    scale *= tl.rsqrt(tl.load(norms[7] + channel, mask=mask, other=1.0).to(SUM) + norms[11])
+    mean = tl.load(norms[6] + channel, mask=mask, other=0.0).to(SUM)
+    return scale, tl.load(norms[5] + channel, mask=mask, other=0.0).to(SUM) - mean * scale
 
 
 @triton.jit
@@ -229,8 +232,8 @@ def _moments_kernel(
         here = jj * w_j + (pixel * w_x if DENSE else pixel // width * w_y + pixel % width * w_x)
         mask = (pixel < last) & (jj < j)
         for tap in tl.static_range(TAPS):
-            distance = tl.load(w + (here + tap * w_k), mask=mask, other=0.0).to(SUM) - centre
-            total += tl.where(mask, distance * distance, 0.0)
+            distance = tl.where(mask, tl.load(w + (here + tap * w_k), mask=mask, other=0.0).to(SUM) - centre, 0.0)
+            total += distance * distance
     out = tl.program_id(0).to(tl.int64) * j + jj
     tl.store(mean + out, centre, mask=jj < j)
     tl.store(squares + out, tl.sum(total, axis=0, keep_dims=True), mask=jj < j)
@@ -268,12 +271,14 @@ def _forward_kernel(
         shift = group * (J * x_c)
         there = (jj < J) & (group * J + jj < c)
         values = _load_all(x, offsets, shift, there, (ROWS + KS - 1) * KS, EVEN)
+        if norms is not None:
+            scale, bias = _batch_norm(norms, group * J + jj, there, SUM)
         for row in tl.static_range(ROWS):
             total = tl.zeros((CHANNELS, PIXELS), SUM)
             for k in tl.static_range(KS * KS):
                 total += _product(values[row * KS + k], weights[row * KS * KS + k], SUM)
             if norms is not None:
-                total = _own(values[(row + KS // 2) * KS + KS // 2], total, norms, group * J + jj, there, SUM)
+                total = values[(row + KS // 2) * KS + KS // 2].to(SUM) + (total * scale + bias)
             tl.store(out + (here + shift + row * width * x_x), total, mask=there & (top + row < height))
 
 

@@ -123,7 +123,7 @@ class FusedLSConv(nn.Module):
 
     def __init__(self, conv: LSConv) -> None:
         super().__init__()
-        self.lkp, self.bn = conv.lkp, conv.bn
+        self.lkp, self.bn, self.kept = conv.lkp, conv.bn, Kept(2)
 
     def forward(self, x: Tensor) -> Tensor:
         return normed_ska(x, self._weights(self.lkp.hidden(x)), self.lkp.norm, self.bn)
@@ -134,9 +134,15 @@ class FusedLSConv(nn.Module):
         if not is_channels_last(hidden) or (hidden.is_cpu and lacks_instructions(hidden.dtype)):
             return last(hidden).unflatten(1, (groups, -1))
         # All weight channels of a tap side by side, as the operator takes them.
-        weight, bias = (t.unflatten(0, (groups, -1)).transpose(0, 1).flatten(0, 1) for t in (last.weight, last.bias))
+        weight, bias = (self._taps_first(name, getattr(last, name)) for name in ("weight", "bias"))
         w = F.linear(hidden.permute(0, 2, 3, 1), weight.flatten(1), bias)
         return w.unflatten(3, (-1, groups)).permute(0, 4, 3, 1, 2)
+
+    def _taps_first(self, name: str, parameter: Tensor) -> Tensor:
+        def reordered() -> Tensor:
+            return parameter.unflatten(0, (self.lkp.groups, -1)).transpose(0, 1).flatten(0, 1)
+
+        return self.kept(name, parameter.device, reordered, of=parameter)
 
 
 class Attention(nn.Module):
