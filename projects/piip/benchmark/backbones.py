@@ -12,7 +12,7 @@ import torch
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from ..layers import ska_reference
+from ..layers import PointwiseConv2d, ska_reference
 from ..modeling.fuse import fuse
 from ..modeling.lsnet.blocks import LSConv
 from .folding import fold_norms
@@ -67,7 +67,7 @@ class BackboneCase:
         model = create(self.model, settings).to(settings.dtype)
         fused = fuse(model)
         forms = {
-            _UNFOLD: Form(fuse(with_aggregation(ska_reference, model)), image, fused),
+            _UNFOLD: Form(_plain_convolutions(fuse(with_aggregation(ska_reference, model))), image, fused),
             "plain PyTorch, fused": Form(_PlainPyTorch(fused), image, fused, like=_UNFOLD),
             "kernels": Form(model, image, like=_UNFOLD),
             "kernels, fused": Form(fused, image, like=_UNFOLD),
@@ -103,6 +103,15 @@ PEER_ACCURACY = {
     "repvit_m1_0": 80.2,
     "mobilenetv4_conv_medium": 79.1,
 }
+
+
+def _plain_convolutions(fused: nn.Module) -> nn.Module:
+    """Takes back what `fuse` does for a CPU alone: norms stay folded, as by released code, and channels come first."""
+    for module in fused.modules():
+        module._forward_pre_hooks.clear()
+        if isinstance(module, PointwiseConv2d):
+            module.__class__ = nn.Conv2d
+    return fused
 
 
 class _PlainPyTorch(nn.Module):
