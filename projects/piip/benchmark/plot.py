@@ -49,11 +49,15 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure | None:
 
 
 def _scatter(axes: Axes, points: Points) -> None:
+    width, height = (max(values) - min(values) for values in zip(*points.values(), strict=True))
     for name, (x, y) in points.items():
         ours = name.startswith(("PIIP", "LSNet"))
         axes.plot(x, y, "o" if ours else "s", color="#D55E00" if ours else "#0072B2")
         # Beside each other, as ours and others often are near the same point.
-        place = {"xytext": (0, -7), "ha": "center", "va": "top"} if ours else {"xytext": (7, 0), "va": "center"}
+        covered = any(0 < u - x < width / 10 and abs(v - y) < height / 20 for u, v in points.values())
+        place = {"xytext": (0, -7), "ha": "center", "va": "top"}
+        if not ours:
+            place = {"xytext": (-7 if covered else 7, 0), "ha": "right" if covered else "left", "va": "center"}
         axes.annotate(name, (x, y), textcoords="offset points", fontsize=8, **place)
     axes.margins(0.3, 0.15)
     axes.grid(alpha=0.3)
