@@ -6,6 +6,7 @@ A run can be told to kill itself in the middle, as a machine that fails would do
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import runpy
@@ -23,6 +24,8 @@ import piip.checkpoint.sharded
 import piip.engine.train
 import piip.visualization.report  # noqa: F401
 from tests.engine.running import TOOL
+
+_LIMIT_S = 600
 
 
 def run(
@@ -62,8 +65,18 @@ def run(
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
             os.environ.update(LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         _run_and_exit(script, arguments, output, folder, kill_at_event, kill_after, kill_with)
+    # One that waits for ever would stop the tests.
+    limit = threading.Timer(_LIMIT_S, _kill, [children])
+    limit.start()
     statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    limit.cancel()
     return next((status for status in statuses if status), 0)
+
+
+def _kill(children: list[int]) -> None:
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
 
 
 def _run_and_exit(

