@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from piip.layers import deform_attn, deform_attn_reference
 from piip.layers.deform_attn import attend_joined
@@ -171,3 +172,13 @@ def test_an_old_triton_is_told(monkeypatch: pytest.MonkeyPatch, version: str, re
     monkeypatch.setattr(deform_attn_triton.triton, "__version__", version)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert deform_attn_triton.missing() == reason
+
+
+@pytest.mark.skipif(INTERPRETED, reason="asked in the other process")
+def test_more_images_than_a_grid_has_places_are_refused() -> None:
+    from piip.layers.kernels import deform_attn_triton
+
+    with FakeTensorMode():  # whose GPU need not be there
+        value, places = (torch.empty(70_000, 4, 1, *rest, device="cuda") for rest in ((8,), (1, 2, 2)))
+        reason = deform_attn_triton.obstacle(value, places, places[..., 0], (2, 2))
+    assert reason == "they do not take 70000 images"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from piip.layers import ska, ska_reference
 from piip.layers.kernels import ska_eager
@@ -171,3 +172,14 @@ def test_on_a_gpu(shape: tuple[int, ...], dtype: torch.dtype, memory_format: tor
         assert result.dtype == dtype
         assert (result.cpu().double() - truth).norm() / truth.norm() < tolerance
     assert actual[0].is_contiguous(memory_format=memory_format)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="asked in the other process")
+def test_weights_spread_over_more_memory_than_offsets_reach_are_refused() -> None:
+    from piip.layers.kernels import ska_triton
+
+    with FakeTensorMode():  # whose GPU need not be there
+        x = torch.empty(256, 456, 100, 168, device="cuda")
+        w = torch.empty(57, 9, 100, 168, 256, device="cuda").permute(4, 0, 1, 2, 3)
+        assert ska_triton.obstacle(x, w) == "they do not take images of 2**31 elements"
+        assert ska_triton.obstacle(x, w.contiguous()) is None
