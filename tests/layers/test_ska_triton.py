@@ -114,14 +114,7 @@ def test_compiles_for_a_gpu_that_is_not_there(kernel: str, normed: bool, tmp_pat
     from piip.layers.kernels import ska_triton
 
     function = getattr(ska_triton, kernel)
-    constants = {
-        "J": 16,
-        "GROUPS": 8,
-        "EVEN": True,
-        "KS": 3,
-        "ROWS": 2,
-        "PIXELS": 16,
-    }
+    constants = {"J": 16, "GROUPS": 8, "EVEN": True, "KS": 3, "ROWS": 2, "PIXELS": 16}
     constants |= {"DENSE": True, "TAPS": 9, "STEPS": 8, "CHANNELS": 16, "PARTS": 4, "SUM": triton.language.float32}
     constants |= dict.fromkeys(("x_c", "w_j", "gw_j"), 1) | ({} if normed else {"norms": None})
     constants = {name: value for name, value in constants.items() if name in function.arg_names}

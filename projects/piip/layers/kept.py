@@ -24,7 +24,8 @@ class Kept(nn.Module):
     def __init__(self, limit: int) -> None:
         super().__init__()
         self.limit = limit
-        self._forget()
+        self._latest: dict[Hashable, tuple[Tensor | None, int | None, Tensor]] = {}
+        self._in_graphs: dict[int, Tensor] = {}
 
     def forward(
         self, key: Hashable, device: torch.device, make: Callable[[], Tensor], of: Tensor | None = None
@@ -60,19 +61,12 @@ class Kept(nn.Module):
             self._in_graphs[id(tensor)] = tensor
         return tensor
 
-    def _forget(self) -> None:
-        self._latest: dict[Hashable, tuple[Tensor | None, int | None, Tensor]] = {}
-        self._in_graphs: dict[int, Tensor] = {}
-
     def _apply(self, *args: Any, **kwargs: Any) -> Kept:
         self._latest.clear()  # parameters move, or change their type
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_latest": {}, "_in_graphs": {}}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
-        return Kept(self.limit)
 
 
 def _is_recording(device: torch.device) -> bool:
