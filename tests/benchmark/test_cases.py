@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -23,7 +25,9 @@ from piip.benchmark.scaling import ScalingCase, exponent
 from piip.benchmark.suites import SUITES, cases
 from piip.benchmark.training import TrainingCase
 from piip.errors import ConfigError
+from piip.layers import PointwiseConv2d
 from piip.model_zoo import get_config
+from piip.modeling.fuse import fuse
 
 ONCE = Settings(rounds=1, seconds=1e-6)
 
@@ -214,3 +218,15 @@ def test_suites_and_cases_by_name() -> None:
         cases(["backbones"], words=["TSL"])
     with pytest.raises(ConfigError, match="no case of memory is quick enough for --quick"):
         cases(["memory"], quick=True)
+
+
+def test_lsnet_is_compared_with_plain_convolutions_channels_first() -> None:
+    fused = fuse(timm.create_model("lsnet_t").eval())
+    plain = backbones._plain_convolutions(copy.deepcopy(fused))
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert plain.patch_embed(image).is_contiguous()
+        assert not fused.patch_embed(image).is_contiguous()
+        torch.testing.assert_close(plain(image), fused(image), rtol=1e-4, atol=1e-5)
+    assert any(isinstance(module, PointwiseConv2d) for module in fused.modules())
+    assert not any(isinstance(module, PointwiseConv2d) for module in plain.modules())
